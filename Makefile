@@ -1,0 +1,96 @@
+# bitdeltad: `make help` prints the targets. Everything is built under build/ (or O=DIR).
+#   MODE=release (default) | asan (address + undefined) | tsan (threads): each in a folder of its own
+#   CFLAGS reach C, CXXFLAGS the one C++ file, NVCCFLAGS the CUDA backend (only where nvcc is found)
+MAKEFLAGS += -r
+MODE ?= release
+O ?= $(if $(filter release,$(MODE)),build,build/$(MODE))
+PREFIX ?= /usr/local
+VERSION := $(shell git describe --tags --always --dirty 2>/dev/null || echo unknown)
+
+WARN := -Wall -Wextra -Wshadow -Wconversion -Werror
+SAN_asan := -fsanitize=address,undefined -fno-sanitize-recover=undefined -fno-omit-frame-pointer
+SAN_tsan := -fsanitize=thread
+OPT_release := -O2
+OPT_asan := -O1
+OPT_tsan := -O1
+COMMON := $(OPT_$(MODE)) -g $(SAN_$(MODE)) -I. -MMD -MP -fPIC -fstack-protector-strong
+CFLAGS += -std=c17 -D_GNU_SOURCE -DBITDELTA_VERSION='"$(VERSION)"' $(WARN) $(COMMON)
+CXXFLAGS += -std=c++17 $(WARN) $(COMMON)
+LDFLAGS += $(SAN_$(MODE))
+LDLIBS := -ljansson -lcrypto -lsentencepiece -lpthread -ldl -lm
+CUDA_ARCH ?= -gencode arch=compute_90a,code=sm_90a
+NVCCFLAGS += -O3 -std=c++17 -I. $(CUDA_ARCH) -Xcompiler -fPIC -Xptxas -warn-spills -lineinfo
+NVCC := $(shell command -v nvcc || ls /usr/local/cuda/bin/nvcc 2>/dev/null)
+
+src = $(wildcard $(addsuffix /*.c,$(1)))
+LIB := $(call src,config kernels kernels/cpu tokenizer engine) tokenizer/sentencepiece.cc
+SERVER := $(filter-out server/main.c,$(call src,server))
+TOOL := $(filter-out compress/main.c,$(call src,compress))
+TESTS := $(call src,tests tests/unit tests/kernels tests/e2e tests/golden tests/fuzz)
+CUDA := $(wildcard kernels/cuda/*.cu)
+obj = $(addprefix $(O)/,$(addsuffix .o,$(1)))
+
+PROGRAMS := $(O)/bitdeltad $(O)/bitdelta $(if $(NVCC),$(if $(CUDA),$(O)/libbitdelta_cuda.so))
+
+.PHONY: help all deps demo test bench fuzz format format-check layers limits docs install clean
+help: ## this list
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 14
+all: deps ## install what is missing (apt), build the programs
+	@$(MAKE) --no-print-directory programs
+deps: ## install the build dependencies (Debian 12, Ubuntu 24.04)
+	@sh deploy/install-deps.sh
+programs: $(PROGRAMS) ## build, with everything installed already
+demo: all ## serve the shipped base and tenants, print one completion of each (DEMO_ONCE=1: then exit)
+	@sh demo/run.sh $(O)
+test: all ## build and run every test
+	@$(MAKE) --no-print-directory $(O)/test
+	@$(O)/test
+bench: all ## measure this machine's ceilings and what the CPU backend reaches
+	@$(MAKE) --no-print-directory $(O)/bench
+	@$(O)/bench
+fuzz: deps ## fuzz every parser of outside bytes with libFuzzer, FUZZ_SECONDS each (default 60)
+	@sh tests/fuzz/run.sh $(or $(FUZZ_SECONDS),60)
+format: ## format every source file
+	@git ls-files '*.c' '*.h' '*.cc' '*.cu' '*.cuh' | xargs clang-format -i
+format-check: ## fail if a source file is not formatted
+	@git ls-files '*.c' '*.h' '*.cc' '*.cu' '*.cuh' | xargs clang-format --dry-run -Werror
+layers: ## fail on an include that the house rules forbid
+	@sh tests/layers.sh
+limits: ## fail on a file or function over the size limits
+	@sh tests/limits.sh
+docs: $(O)/bitdeltad ## regenerate the documents made from tables
+	@$(O)/bitdeltad --print-options-md > docs/options.md
+
+$(O)/bitdeltad: $(call obj,$(LIB) $(SERVER) server/main.c)
+	$(CXX) $(LDFLAGS) -o $@ $^ -lmicrohttpd -luv $(LDLIBS)
+$(O)/bitdelta: $(call obj,$(LIB) $(TOOL) compress/main.c)
+	$(CXX) $(LDFLAGS) -o $@ $^ -lzip $(LDLIBS)
+$(O)/test: $(call obj,$(LIB) $(SERVER) $(TOOL) $(TESTS)) $(PROGRAMS)
+	$(CXX) $(LDFLAGS) -o $@ $(filter %.o,$^) -lmicrohttpd -luv -lzip $(LDLIBS)
+$(O)/bench: $(call obj,$(LIB) $(call src,tests/bench))
+	$(CXX) $(LDFLAGS) -o $@ $^ $(LDLIBS)
+$(O)/libbitdelta_cuda.so: $(addprefix $(O)/,$(addsuffix .o,$(CUDA)))
+	$(NVCC) $(NVCCFLAGS) -shared -cudart static -o $@ $^ -lcublas
+
+# One file per instruction set; which one runs is chosen at run time.
+$(O)/kernels/cpu/%_avx2.c.o: CFLAGS += -O3 -mavx2 -mfma -mf16c
+$(O)/kernels/cpu/%_avx512.c.o: CFLAGS += -O3 -mavx512f -mavx512bw -mavx512vl -mavx512dq -mfma -mf16c
+$(O)/kernels/cpu/%.c.o: CFLAGS += -O3
+$(O)/%.c.o: %.c Makefile
+	@mkdir -p $(@D)
+	$(CC) $(CFLAGS) -c -o $@ $<
+$(O)/%.cc.o: %.cc Makefile
+	@mkdir -p $(@D)
+	$(CXX) $(CXXFLAGS) -c -o $@ $<
+$(O)/%.cu.o: %.cu Makefile $(wildcard kernels/*.h kernels/cuda/*.cuh)
+	@mkdir -p $(@D)
+	$(NVCC) $(NVCCFLAGS) -c -o $@ $<
+-include $(shell find $(O) -name '*.d' 2>/dev/null)
+
+install: programs ## install to $(DESTDIR)$(PREFIX)
+	install -d $(DESTDIR)$(PREFIX)/bin $(DESTDIR)$(PREFIX)/lib/bitdeltad $(DESTDIR)$(PREFIX)/lib/systemd/system
+	install -m 755 $(O)/bitdeltad $(O)/bitdelta $(DESTDIR)$(PREFIX)/bin
+	[ ! -f $(O)/libbitdelta_cuda.so ] || install -m 755 $(O)/libbitdelta_cuda.so $(DESTDIR)$(PREFIX)/lib/bitdeltad
+	sed 's,@PREFIX@,$(PREFIX),g' deploy/bitdeltad.service > $(DESTDIR)$(PREFIX)/lib/systemd/system/bitdeltad.service
+clean: ## remove build/
+	rm -rf build

@@ -1,0 +1,57 @@
+#include "config/err.h"
+
+#include <stdarg.h>
+#include <stdio.h>
+
+static const struct {
+    int status;
+    const char *type, *code, *sentence;
+} table[] = {
+    {200, "", "", "ok"},
+#define ERR(name, status, type, code, sentence) {status, type, code, sentence},
+#include "config/err.def"
+#undef ERR
+};
+
+static size_t index_of(err_t e) {
+    return e <= 0 && -e < ERR_INDEX_END ? (size_t)-e : ERR_INDEX_INTERNAL;
+}
+
+err_t why_set(struct why *why, err_t e, const char *format, ...) {
+    if (why) {
+        va_list args;
+        va_start(args, format);
+        vsnprintf(why->text, sizeof why->text, format, args);
+        va_end(args);
+    }
+    return e;
+}
+
+err_t why_prefix(struct why *why, err_t e, const char *format, ...) {
+    if (why) {
+        struct why tail = *why;
+        va_list args;
+        va_start(args, format);
+        int n = vsnprintf(why->text, sizeof why->text, format, args);
+        va_end(args);
+        if (n >= 0 && (size_t)n < sizeof why->text)
+            snprintf(why->text + n, sizeof why->text - (size_t)n, ": %s", tail.text);
+    }
+    return e;
+}
+
+int err_http_status(err_t e) {
+    return table[index_of(e)].status;
+}
+
+const char *err_type(err_t e) {
+    return table[index_of(e)].type;
+}
+
+const char *err_code(err_t e) {
+    return table[index_of(e)].code;
+}
+
+const char *err_sentence(err_t e) {
+    return table[index_of(e)].sentence;
+}

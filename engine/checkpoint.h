@@ -1,0 +1,75 @@
+/* A Hugging Face checkpoint folder: config.json, one or more safetensors files, and the fingerprint
+ * that names a base exactly. Used for the base by the engine, and for base and fine-tune by the
+ * tool. */
+#ifndef ENGINE_CHECKPOINT_H
+#define ENGINE_CHECKPOINT_H
+
+#include "config/sha256.h"
+#include "engine/safetensors.h"
+#include "kernels/kernels.h"
+
+enum rope_kind { ROPE_DEFAULT, ROPE_LINEAR, ROPE_DYNAMIC, ROPE_LLAMA3 };
+
+struct rope_config {
+    enum rope_kind kind;
+    float theta, factor;
+    float low_freq_factor, high_freq_factor; /* llama3 */
+    int32_t original_context;                /* llama3, dynamic */
+};
+
+/* The fields of config.json that this project computes with. */
+struct model_config {
+    struct model_shape shape; /* max_vocab = vocab */
+    int32_t context;          /* max_position_embeddings */
+    bool tied;                /* tie_word_embeddings */
+    struct rope_config rope;
+    int32_t bos_id;           /* -1: none */
+    int32_t eos_id[8], n_eos; /* generation_config.json wins over config.json */
+};
+
+/* Reads a model_config from config.json text. Architectures LlamaForCausalLM and
+ * MistralForCausalLM; everything that would change the result and is not implemented (biases, other
+ * activations, other RoPE kinds, quantised checkpoints) is refused by name. Both rope_parameters
+ * and the older rope_theta + rope_scaling are read. */
+err_t model_config_parse(struct model_config *c, const char *json, size_t n, struct why *why);
+
+struct checkpoint {
+    char *dir; /* owned */
+    struct model_config config;
+    int32_t n_files;
+    struct st_file *file; /* [n_files] owned */
+    int *fd;              /* [n_files] owned */
+};
+
+/* Opens the folder and every shard that its index names (or model.safetensors), and checks that
+ * exactly the tensors of the config are there, with their shapes (rotary_emb.inv_freq is tolerated;
+ * lm_head may be absent when tied). Errors name file, tensor, what is wrong, what would be right.
+ */
+err_t checkpoint_open(struct checkpoint *c, const char *dir, struct why *why);
+void checkpoint_close(struct checkpoint *c);
+
+/* The tensor and its file; NULL when absent. */
+const struct st_tensor *checkpoint_find(const struct checkpoint *c, const char *name,
+                                        const struct st_file **file);
+/* Reads a tensor as fp16 [n elements]. Values that are not finite or do not fit fp16: E_FORMAT,
+ * with the tensor's name and the element. BF16 and F32 are rounded to nearest even. Any thread. */
+err_t checkpoint_read_f16(const struct checkpoint *c, const char *name, uint16_t *dst, size_t n,
+                          struct why *why);
+/* The same in FP32, from the stored dtype without loss. */
+err_t checkpoint_read_f32(const struct checkpoint *c, const char *name, float *dst, size_t n,
+                          struct why *why);
+
+/* Names of the parts: "model.layers.%d.self_attn.q_proj" and so on, without ".weight". */
+void part_name(char *out, size_t n, int32_t layer, enum part p);
+
+/* SHA-256 over the lines "name dtype [d0,d1] sha256-of-bytes\n" of all tensors in name order
+ * (inv_freq buffers left out). Shards are hashed in parallel. progress may be NULL. */
+err_t checkpoint_fingerprint(const struct checkpoint *c, unsigned char out[SHA256_BYTES],
+                             void (*progress)(void *arg, uint64_t done, uint64_t total), void *arg,
+                             struct why *why);
+
+/* IEEE half <-> float, exact; to half rounds to nearest even, overflow gives infinity. */
+uint16_t f16_from_f32(float x);
+float f16_to_f32(uint16_t h);
+
+#endif

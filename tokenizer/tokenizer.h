@@ -1,0 +1,78 @@
+/* Text to token ids and back. Pure functions over read-only vocabularies: any thread.
+ *
+ * A tokenizer is the base's SentencePiece model plus added tokens; a tenant's tokenizer shares the
+ * model and has added tokens of its own. Text is UTF-8 with a length (NUL bytes are text). */
+#ifndef TOKENIZER_TOKENIZER_H
+#define TOKENIZER_TOKENIZER_H
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#include "config/err.h"
+
+struct tokenizer;
+
+/* Reads tokenizer.model, tokenizer_config.json, added_tokens.json and special_tokens_map.json of a
+ * Hugging Face folder (the last three may be absent). Errors: E_IO, E_FORMAT, E_UNSUPPORTED. */
+err_t tokenizer_open(struct tokenizer **out, const char *dir, struct why *why);
+/* A tenant's tokenizer: the base's model with the additions in `json` (docs/format.md,
+ * "tokenizer"). vocab: the tenant's vocabulary size; ids outside it are refused. The base must
+ * outlive it. */
+err_t tokenizer_extend(struct tokenizer **out, const struct tokenizer *base, const char *json,
+                       int32_t vocab, struct why *why);
+void tokenizer_close(struct tokenizer *t);
+
+/* The additions of a folder as the JSON that tokenizer_extend reads; malloc'ed. The tool stores it
+ * in tenant files. */
+err_t tokenizer_additions(const char *dir, char **json, struct why *why);
+/* SHA-256 of the SentencePiece model bytes, hex: two folders share a tokenizer if it is equal. */
+const char *tokenizer_model_hash(const struct tokenizer *t);
+
+struct tokenizer_facts {
+    int32_t pieces;                 /* ids of the SentencePiece model */
+    int32_t bos_id, eos_id, unk_id; /* -1: none */
+    bool add_bos, add_eos;
+    const char *chat_template; /* NULL: none; borrowed */
+};
+const struct tokenizer_facts *tokenizer_facts(const struct tokenizer *t);
+
+enum {
+    ENCODE_SPECIAL_TOKENS = 1, /* add BOS/EOS as the tokenizer's rules say */
+    ENCODE_PARSE_SPECIAL = 2,  /* added tokens and control pieces in the text become their ids */
+};
+/* *ids: malloc'ed. Texts of more than max_bytes, or that give more than max_ids ids, are refused
+ * with E_CONTEXT. Cost is linear in n. Errors: E_NOMEM, E_CONTEXT, E_INVAL (not UTF-8). */
+err_t tokenizer_encode(const struct tokenizer *t, const char *text, size_t n, unsigned flags,
+                       size_t max_bytes, int32_t max_ids, int32_t **ids, int32_t *n_ids,
+                       struct why *why);
+
+/* The bytes one id stands for, for log-probability tables: pieces with U+2581 as space, added
+ * tokens by their content, byte pieces as their byte. Returns the length; borrowed; NULL for an
+ * unknown id. */
+const char *tokenizer_piece(const struct tokenizer *t, int32_t id, size_t *n);
+bool tokenizer_is_special(const struct tokenizer *t, int32_t id);
+/* The id of a special or added token by content; -1 if there is none. */
+int32_t tokenizer_special_id(const struct tokenizer *t, const char *content);
+/* All ids to text, as the reference implementation prints them. *text: malloc'ed. */
+err_t tokenizer_decode(const struct tokenizer *t, const int32_t *ids, int32_t n, bool skip_special,
+                       char **text, size_t *n_text);
+
+/* Streaming: feed generated ids one by one, get whole characters. Never emits part of a UTF-8
+ * character; bytes that cannot become one come out as U+FFFD. */
+struct detok {
+    const struct tokenizer *t;
+    bool skip_special, at_start; /* at_start: the leading space of the first piece is dropped */
+    unsigned char pending[4];
+    int n_pending;
+};
+enum {
+    DETOK_MAX_BYTES = 1024
+}; /* most bytes one push can emit; longer pieces are refused at open */
+
+/* continues_text: the ids continue a prompt, so their leading space is kept. */
+void detok_init(struct detok *d, const struct tokenizer *t, bool skip_special, bool continues_text);
+size_t detok_push(struct detok *d, int32_t id, char out[DETOK_MAX_BYTES]); /* bytes written */
+size_t detok_flush(struct detok *d, char out[DETOK_MAX_BYTES]);
+
+#endif
