@@ -35,7 +35,8 @@ err_t why_prefix(struct why *why, err_t e, const char *format, ...) {
         int n = vsnprintf(why->text, sizeof why->text, format, args);
         va_end(args);
         if (n >= 0 && (size_t)n < sizeof why->text)
-            snprintf(why->text + n, sizeof why->text - (size_t)n, ": %s", tail.text);
+            snprintf(why->text + n, sizeof why->text - (size_t)n, ": %.*s",
+                     (int)(sizeof why->text - (size_t)n - 3), tail.text);
     }
     return e;
 }
