@@ -41,7 +41,7 @@ struct model_shape {
     int32_t n_layers, dim, n_heads, n_kv_heads, head_dim, ffn_dim; /* L D H K E F */
     int32_t vocab;                                                 /* V of the base */
     int32_t max_vocab;      /* widest vocabulary a tenant may have; logits are this wide */
-    int32_t sliding_window; /* 0: none; else a query at p sees keys p-window+1 .. p */
+    int32_t sliding_window; /* of the base, as is norm_eps: rows use those of their tenant */
     float norm_eps;
 };
 
@@ -96,10 +96,12 @@ struct vocab_matrix {
 /* Everything that computing a row of this tenant needs. The base itself is one of these with no
  * deltas. Norm weights are never shared silently: they are always given. */
 struct tenant_weights {
-    const float *norm;   /* [2L + 1, D]: attn, ffn of layer 0, 1, ...; final */
-    const float *rope;   /* [context, E/2, 2] cos, sin of each position */
-    int32_t context;     /* positions in rope */
-    int32_t vocab;       /* rows of embedding and lm_head */
+    const float *norm;      /* [2L + 1, D]: attn, ffn of layer 0, 1, ...; final */
+    const float *rope;      /* [context, E/2, 2] cos, sin of each position */
+    int32_t context;        /* positions in rope */
+    int32_t vocab;          /* rows of embedding and lm_head */
+    int32_t sliding_window; /* 0: none; else a query at p sees keys p-window+1 .. p */
+    float norm_eps;
     bool tied;           /* lm_head is this tenant's embedding; `head` is ignored */
     struct delta *delta; /* [L * N_PARTS], host memory */
     struct vocab_matrix embed, head;
@@ -182,6 +184,9 @@ struct kernels_ops {
     err_t (*place)(struct kernels *k, void *block, size_t bytes, void **device);
     void (*unplace)(struct kernels *k, void *device, size_t bytes);
     size_t (*memory_used)(const struct kernels *k); /* bytes placed, KV and activations */
+    /* Bytes that place and kv_open could still get (CPU: MemAvailable within the cgroup's limit) */
+    size_t (*memory_free)(const struct kernels *k);
+    size_t (*kv_page_bytes)(const struct kernels *k); /* one KV page: keys and values, all layers */
 
     /* Tells the backend the base, once, before the first step. */
     err_t (*bind_base)(struct kernels *k, const struct base_weights *base);
