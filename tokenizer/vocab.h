@@ -1,0 +1,47 @@
+/* The part of a tokenizer that a base and its tenants share: the SentencePiece model, the bytes
+ * that each piece prints, and encoding of plain text (no added tokens) at a cost linear in it.
+ * Read-only after vocab_open: any thread. */
+#ifndef TOKENIZER_VOCAB_H
+#define TOKENIZER_VOCAB_H
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#include "config/sha256.h"
+#include "tokenizer/sentencepiece.h"
+#include "tokenizer/spm_model.h"
+
+enum { VOCAB_MAX_PIECE_BYTES = 1000 }; /* what a streaming detokeniser can emit at once */
+
+struct vocab_piece {
+    const char *text; /* what the id prints: spaces as spaces, byte pieces as their byte */
+    uint32_t n;
+    enum sp_kind kind;
+};
+
+struct vocab {
+    struct sp *bare;  /* puts no space before a text */
+    struct sp *whole; /* the model as it is; NULL if bare with a space mark in front is the same */
+    struct spm_model rules;
+    char model_hash[SHA256_HEX];
+    int32_t n_pieces;
+    struct vocab_piece *pieces; /* [n_pieces], texts in `texts` */
+    char *texts;
+    uint64_t *pairs; /* [n_slots] hash set of the character pairs that occur inside pieces */
+    size_t n_slots;  /* a power of two; 0: texts of this model may not be cut */
+    size_t longest;  /* bytes of the longest piece, as an upper bound on bytes per id */
+};
+
+/* model: bytes of tokenizer.model. Errors: E_FORMAT, E_UNSUPPORTED, E_NOMEM. */
+err_t vocab_open(struct vocab **out, const void *model, size_t n, struct why *why);
+void vocab_close(struct vocab *v);
+
+/* Appends the ids of `text` (valid UTF-8). prefix: a space is put before it, as the model's own
+ * rule would. Errors as sp_encode. */
+err_t vocab_encode(const struct vocab *v, const char *text, size_t n, bool prefix,
+                   struct sp_ids *ids);
+/* The id whose piece stands in the model as `content`; -1 if there is none. */
+int32_t vocab_find(const struct vocab *v, const char *content, size_t n);
+
+#endif
