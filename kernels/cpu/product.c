@@ -1,0 +1,235 @@
+/* The fused matrix product: base and deltas of all tenants in one pass. A work item ("unit") is up
+ * to 256 output rows: it reads the base's rows once for all rows of the step, then each tenant's
+ * signs and low rank for its own rows, and writes the sum. Units are independent, so which thread
+ * runs one does not matter.
+ *
+ *   y = W x,  then per plane in order  y = y + row * acc  (kernels/delta.h),
+ *   then  y = y + (B u),  u = A x */
+#include "kernels/cpu/cpu.h"
+
+struct unit_job {
+    const struct cpu *c;
+    const struct product *p;
+};
+
+/* One (part, output rows) of a product. */
+struct unit {
+    const struct product *p;
+    const struct product_part *part;
+    int32_t n0, n, t0, t1; /* output rows of the part; rows of the step */
+};
+
+static int32_t min32(int32_t a, int32_t b) {
+    return a < b ? a : b;
+}
+static int32_t max32(int32_t a, int32_t b) {
+    return a > b ? a : b;
+}
+
+/* Output rows of the unit that this share has. */
+static int32_t share_rows(const struct unit *u, const struct share *s) {
+    return max32(0, min32(u->n, s->n_out - u->n0));
+}
+
+/* Appends the share's rows inside the unit to the pointer lists; gives the new count. */
+static int32_t list_rows(const struct unit *u, const struct share *s, struct scratch *sc,
+                         int32_t n) {
+    int32_t lo = max32(s->first, u->t0), hi = min32(s->first + s->n, u->t1);
+    for (int32_t t = lo; t < hi; t++, n++) {
+        sc->x[n] = u->p->x + (size_t)t * u->p->ldx;
+        sc->y[n] = sc->tile + (size_t)(t - u->t0) * UNIT_ROWS;
+    }
+    return n;
+}
+
+static void base_rows(const struct cpu *c, const struct unit *u, const struct share *s, int32_t n_x,
+                      struct scratch *sc) {
+    struct matmul_args a = {.w = s->w + (size_t)u->n0 * (size_t)u->p->k,
+                            .n_out = share_rows(u, s),
+                            .k = u->p->k,
+                            .n_x = n_x,
+                            .x = sc->x,
+                            .y = sc->y};
+    if (n_x > 0 && a.n_out > 0)
+        c->isa->matmul(&a, sc);
+}
+
+/* Shares with the same matrix (mostly all: the base's) are one product. */
+static void unit_base(const struct cpu *c, const struct unit *u, struct scratch *sc) {
+    const struct share *share = u->part->share, *common = NULL;
+    for (int32_t i = 0; i < u->p->n_shares; i++)
+        if (!share[i].delta || !share[i].delta->dense) {
+            common = &share[i];
+            break;
+        }
+    int32_t n = 0;
+    for (int32_t i = 0; common && i < u->p->n_shares; i++)
+        if (share[i].w == common->w && share[i].n_out == common->n_out)
+            n = list_rows(u, &share[i], sc, n);
+    if (common)
+        base_rows(c, u, common, n, sc);
+    for (int32_t i = 0; i < u->p->n_shares; i++)
+        if (!common || share[i].w != common->w || share[i].n_out != common->n_out)
+            base_rows(c, u, &share[i], list_rows(u, &share[i], sc, 0), sc);
+}
+
+/* Adds one plane to rows x[0..n_x) of a share. */
+static void unit_plane(const struct cpu *c, const struct unit *u, const struct plane *plane,
+                       int32_t n_out, int32_t n_x, struct scratch *sc) {
+    int32_t k = u->p->k, n_tiles = tiles_of(n_out, TILE_ROWS);
+    size_t stride = (size_t)tiles_of(k, TILE_COLS) * (TILE_BYTES / 4);
+    for (int32_t c0 = 0; c0 < n_x; c0 += DELTA_ROWS) {
+        struct delta_args a = {.tile_stride = stride,
+                               .n_tiles = n_tiles,
+                               .n_x = min32(n_x - c0, DELTA_ROWS),
+                               .x = sc->x + c0,
+                               .col = plane->col,
+                               .acc = sc->delta};
+        for (int32_t i = 0; i < a.n_x * n_tiles * TILE_ROWS; i++)
+            sc->delta[i] = 0;
+        for (a.k0 = 0; a.k0 < k; a.k0 += TILE_COLS) {
+            a.n_k = min32(k - a.k0, TILE_COLS);
+            a.bits = plane->bits + (size_t)(u->n0 / TILE_ROWS) * stride +
+                     (size_t)(a.k0 / TILE_COLS) * (TILE_BYTES / 4);
+            c->isa->delta_block(&a, sc);
+        }
+        c->isa->add_scaled(plane->row + u->n0, sc->delta, a.n_x, n_tiles * TILE_ROWS, n_out,
+                           sc->y + c0);
+    }
+}
+
+static void unit_delta(const struct cpu *c, const struct unit *u, const struct share *s,
+                       struct scratch *sc) {
+    int32_t n_out = share_rows(u, s), n_x = list_rows(u, s, sc, 0);
+    const struct delta *d = s->delta;
+    if (!d || d->dense || n_x == 0 || n_out == 0)
+        return;
+    for (int32_t i = 0; i < d->n_planes; i++)
+        unit_plane(c, u, &d->plane[i], n_out, n_x, sc);
+    if (d->rank > 0) {
+        const float *low = s->u + (size_t)(max32(s->first, u->t0) - s->first) * (size_t)d->rank;
+        for (int32_t i = 0; i < n_x; i++)
+            sc->x[i] = low + (size_t)i * (size_t)d->rank;
+        struct matmul_args a = {.w = d->b + (size_t)u->n0 * (size_t)d->rank,
+                                .n_out = n_out,
+                                .k = d->rank,
+                                .n_x = n_x,
+                                .x = sc->x,
+                                .y = sc->y,
+                                .add = true};
+        c->isa->matmul(&a, sc);
+    }
+}
+
+static void unit_write(const struct unit *u, const struct scratch *sc) {
+    const struct product *p = u->p;
+    for (int32_t t = u->t0; t < u->t1; t++) {
+        const float *from = sc->tile + (size_t)(t - u->t0) * UNIT_ROWS;
+        float *to = p->out + (size_t)t * p->ldo + (size_t)(u->part->out0 + u->n0);
+        for (int32_t i = 0; i < u->n; i++)
+            to[i] = p->add ? to[i] + from[i] : from[i];
+    }
+}
+
+static void run_unit(void *arg, int32_t item, int32_t thread) {
+    const struct unit_job *job = arg;
+    const struct product_part *part = job->p->part;
+    struct scratch *sc = &job->c->scratch[thread];
+    for (; item >= tiles_of(part->n_out, part->unit); part++)
+        item -= tiles_of(part->n_out, part->unit);
+    struct unit u = {.p = job->p, .part = part, .n0 = item * part->unit};
+    u.n = min32(part->unit, part->n_out - u.n0);
+    for (u.t0 = 0; u.t0 < job->p->n_rows; u.t0 = u.t1) {
+        u.t1 = min32(u.t0 + UNIT_TOKENS, job->p->n_rows);
+        unit_base(job->c, &u, sc);
+        for (int32_t i = 0; i < job->p->n_shares; i++)
+            unit_delta(job->c, &u, &part->share[i], sc);
+        unit_write(&u, sc);
+    }
+}
+
+/* u = A x of share `item`, all parts counted through. */
+static void run_lowrank(void *arg, int32_t item, int32_t thread) {
+    const struct unit_job *job = arg;
+    const struct product *p = job->p;
+    const struct share *s = &p->part[item / p->n_shares].share[item % p->n_shares];
+    struct scratch *sc = &job->c->scratch[thread];
+    for (int32_t c0 = 0; s->u && c0 < s->n; c0 += UNIT_TOKENS) {
+        struct matmul_args a = {.w = s->delta->a,
+                                .n_out = s->delta->rank,
+                                .k = p->k,
+                                .n_x = min32(s->n - c0, UNIT_TOKENS),
+                                .x = sc->x,
+                                .y = sc->y};
+        for (int32_t i = 0; i < a.n_x; i++) {
+            sc->x[i] = p->x + (size_t)(s->first + c0 + i) * p->ldx;
+            sc->y[i] = s->u + (size_t)(c0 + i) * (size_t)s->delta->rank;
+        }
+        job->c->isa->matmul(&a, sc);
+    }
+}
+
+void product_run(struct cpu *c, struct product *p, float *lowrank) {
+    struct unit_job job = {c, p};
+    bool any = false;
+    int32_t n_out = 0, n_units = 0;
+    for (int32_t i = 0; i < p->n_parts; i++) {
+        n_out += p->part[i].n_out;
+        for (int32_t j = 0; j < p->n_shares; j++) {
+            struct share *s = &p->part[i].share[j];
+            bool low = s->delta && !s->delta->dense && s->delta->rank > 0;
+            s->u = low ? lowrank : NULL;
+            lowrank += low ? (size_t)s->n * (size_t)s->delta->rank : 0;
+            any |= low;
+        }
+    }
+    if (any)
+        pool_run(c->pool, run_lowrank, &job, p->n_parts * p->n_shares);
+    /* About four units a thread, so that a core that is busy elsewhere does not hold up the rest;
+     * large units share the tables of a column block among more rows. */
+    int32_t unit = tiles_of(n_out, 4 * pool_threads(c->pool));
+    unit = min32(UNIT_ROWS, max32(PANEL_ROWS, tiles_of(unit, PANEL_ROWS) * PANEL_ROWS));
+    for (int32_t i = 0; i < p->n_parts; i++) {
+        p->part[i].unit = unit;
+        n_units += tiles_of(p->part[i].n_out, unit);
+    }
+    pool_run(c->pool, run_unit, &job, n_units);
+}
+
+void cpu_linear(struct kernels *k, int32_t layer, enum linear which) {
+    struct cpu *c = cpu_of(k);
+    const struct step *step = c->step;
+    struct product p = {.n_parts = linear_n_parts(which),
+                        .n_shares = step->n_groups,
+                        .n_rows = step->n_rows,
+                        .add = which == LINEAR_O || which == LINEAR_DOWN};
+    p.x = which == LINEAR_O ? c->ctx : which == LINEAR_DOWN ? c->act : c->x;
+    p.ldx = which == LINEAR_O ? c->ld_ctx : which == LINEAR_DOWN ? c->ld_act : c->ld_h;
+    p.out = which == LINEAR_QKV ? c->qkv : which == LINEAR_GATE_UP ? c->gate_up : c->h;
+    p.ldo = which == LINEAR_QKV ? c->ld_qkv : which == LINEAR_GATE_UP ? c->ld_gate_up : c->ld_h;
+    const uint16_t *w = c->weights.linear[layer * N_LINEARS + (int32_t)which];
+    int32_t out0 = 0;
+    for (int32_t i = 0; i < p.n_parts; i++) {
+        enum part part = linear_first_part(which) + (enum part)i;
+        struct product_part *pp = &p.part[i];
+        p.k = part_cols(&c->shape, part);
+        *pp = (struct product_part){
+            .n_out = part_rows(&c->shape, part), .out0 = out0, .share = c->share + i * c->max_rows};
+        for (int32_t j = 0; j < step->n_groups; j++) {
+            const struct row_group *g = &step->group[j];
+            const struct delta *d =
+                g->tenant->delta ? &g->tenant->delta[layer * N_PARTS + (int32_t)part] : NULL;
+            pp->share[j] = (struct share){
+                .first = g->first,
+                .n = g->n,
+                .n_out = pp->n_out,
+                .w = d && d->dense ? d->dense : w + (size_t)out0 * (size_t)p.k,
+                .delta = d,
+            };
+        }
+        out0 += pp->n_out;
+    }
+    /* A x goes where nothing lives now: gate|up is empty until its own product, and q|k|v after
+     * the attention. cpu_begin checked the room. */
+    product_run(c, &p, which == LINEAR_GATE_UP ? c->qkv : c->gate_up);
+}
