@@ -4,7 +4,10 @@
 #ifndef ENGINE_CHECKPOINT_H
 #define ENGINE_CHECKPOINT_H
 
+#include <jansson.h>
+
 #include "config/sha256.h"
+#include "engine/hashing.h"
 #include "engine/safetensors.h"
 #include "kernels/kernels.h"
 
@@ -32,13 +35,21 @@ struct model_config {
  * activations, other RoPE kinds, quantised checkpoints) is refused by name. Both rope_parameters
  * and the older rope_theta + rope_scaling are read. */
 err_t model_config_parse(struct model_config *c, const char *json, size_t n, struct why *why);
+/* The same from parsed JSON; label names it in sentences. */
+err_t model_config_from_json(struct model_config *c, const json_t *root, const char *label,
+                             struct why *why);
+/* Takes over what generation_config.json says (its EOS ids win over config.json's). */
+err_t model_config_generation(struct model_config *c, const json_t *root, const char *label,
+                              struct why *why);
 
 struct checkpoint {
     char *dir; /* owned */
     struct model_config config;
     int32_t n_files;
-    struct st_file *file; /* [n_files] owned */
-    int *fd;              /* [n_files] owned */
+    struct st_file *file;  /* [n_files] owned */
+    int *fd;               /* [n_files] owned */
+    char *config_json;     /* config.json's text; owned */
+    char *generation_json; /* generation_config.json's text, "{}" when there is none; owned */
 };
 
 /* Opens the folder and every shard that its index names (or model.safetensors), and checks that
@@ -58,18 +69,18 @@ err_t checkpoint_read_f16(const struct checkpoint *c, const char *name, uint16_t
 /* The same in FP32, from the stored dtype without loss. */
 err_t checkpoint_read_f32(const struct checkpoint *c, const char *name, float *dst, size_t n,
                           struct why *why);
+/* Elements [first, first + n) alone, so that a large tensor need not be in memory whole. */
+err_t checkpoint_read_f32_rows(const struct checkpoint *c, const char *name, float *dst,
+                               uint64_t first, size_t n, struct why *why);
 
 /* Names of the parts: "model.layers.%d.self_attn.q_proj" and so on, without ".weight". */
 void part_name(char *out, size_t n, int32_t layer, enum part p);
+/* Name of norm i of 2L + 1: attention and FFN norm of each layer in turn, then the final norm. */
+void norm_name(char *out, size_t n, const struct model_shape *s, int32_t i);
 
 /* SHA-256 over the lines "name dtype [d0,d1] sha256-of-bytes\n" of all tensors in name order
  * (inv_freq buffers left out). Shards are hashed in parallel. progress may be NULL. */
 err_t checkpoint_fingerprint(const struct checkpoint *c, unsigned char out[SHA256_BYTES],
-                             void (*progress)(void *arg, uint64_t done, uint64_t total), void *arg,
-                             struct why *why);
-
-/* IEEE half <-> float, exact; to half rounds to nearest even, overflow gives infinity. */
-uint16_t f16_from_f32(float x);
-float f16_to_f32(uint16_t h);
+                             hash_progress_fn *progress, void *arg, struct why *why);
 
 #endif

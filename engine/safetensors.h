@@ -55,6 +55,9 @@ const struct st_tensor *st_find(const struct st_file *f, const char *name); /* N
 const char *st_meta(const struct st_file *f, const char *key);              /* NULL: absent */
 /* Reads the whole tensor into dst (tensor->bytes). Any thread. E_IO when the file shrank. */
 err_t st_read(const struct st_file *f, const struct st_tensor *t, void *dst, struct why *why);
+/* The same for bytes [at, at + bytes) of the tensor. */
+err_t st_read_part(const struct st_file *f, const struct st_tensor *t, uint64_t at, void *dst,
+                   uint64_t bytes, struct why *why);
 
 size_t st_dtype_bytes(enum st_dtype d);
 const char *st_dtype_name(enum st_dtype d);
@@ -76,7 +79,8 @@ void st_writer_tensor(struct st_writer *w, const char *name, enum st_dtype d, in
  */
 err_t st_writer_header(struct st_writer *w, size_t align, struct why *why);
 err_t st_writer_data(struct st_writer *w, const void *data, size_t bytes, struct why *why);
-/* fsync and rename. On any earlier error call st_writer_abort instead, which removes the file. */
+/* fsync and rename; frees w in any case. On any earlier error call st_writer_abort instead, which
+ * removes the file (NULL is fine). */
 err_t st_writer_end(struct st_writer *w, struct why *why);
 void st_writer_abort(struct st_writer *w);
 

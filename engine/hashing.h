@@ -1,0 +1,26 @@
+/* SHA-256 of many tensors on all cores, and the digest over their lines that names a base (its
+ * fingerprint) and a tenant (its content hash). */
+#ifndef ENGINE_HASHING_H
+#define ENGINE_HASHING_H
+
+#include "config/sha256.h"
+#include "engine/safetensors.h"
+
+/* Called now and then by the thread that called hash_tensors, and once at the end. */
+typedef void hash_progress_fn(void *arg, uint64_t done_bytes, uint64_t total_bytes);
+
+struct hash_job {
+    const struct st_file *file;     /* borrowed; read when bytes is NULL */
+    const struct st_tensor *tensor; /* borrowed */
+    const void *bytes;              /* the tensor's data if it is in memory already */
+    unsigned char digest[SHA256_BYTES];
+};
+
+/* Fills the digests, largest tensors first, on up to one thread per core. progress may be NULL. */
+err_t hash_tensors(struct hash_job *job, int32_t n, hash_progress_fn *progress, void *arg,
+                   struct why *why);
+
+/* Adds the lines "name dtype [d0,d1] hex-digest\\n" of all jobs in name order; sorts the jobs. */
+void hash_lines(struct sha256 *sum, struct hash_job *job, int32_t n);
+
+#endif
