@@ -25,8 +25,8 @@ static void norm_logit(void *arg, int32_t i, int32_t thread) {
     const struct tenant_weights *t = tenant_of(c, h->first + i);
     size_t row = (size_t)c->step->logit[h->first + i].row, dim = (size_t)c->shape.dim;
     (void)thread;
-    c->isa->norm(c->h + row * c->ld_h, t->norm + 2 * (size_t)c->shape.n_layers * dim,
-                 c->shape.norm_eps, c->shape.dim, c->x + (size_t)i * c->ld_h);
+    c->isa->norm(c->h + row * c->ld_h, t->norm + 2 * (size_t)c->shape.n_layers * dim, t->norm_eps,
+                 c->shape.dim, c->x + (size_t)i * c->ld_h);
 }
 
 /* Shares of the chunk: logit rows of one tenant stand together, since rows do. */

@@ -4,7 +4,8 @@
 
 #include <stdio.h>
 #include <stdlib.h>
-#include <string.h>
+
+#include "kernels/cpu/memory.h"
 
 enum {
     LOGITS_BYTES = 16 << 20, /* logits of a step are computed in chunks of at most this */
@@ -116,6 +117,16 @@ static size_t cpu_memory_used(const struct kernels *k) {
     return atomic_load(&c->placed) + c->kv_bytes + c->block_bytes;
 }
 
+static size_t cpu_memory_free(const struct kernels *k) {
+    (void)k;
+    return memory_available();
+}
+
+static size_t cpu_kv_page_bytes(const struct kernels *k) {
+    const struct cpu *c = (const struct cpu *)k;
+    return (size_t)c->shape.n_layers * kv_page_stride(c) * sizeof(uint16_t);
+}
+
 static err_t cpu_bind_base(struct kernels *k, const struct base_weights *base) {
     cpu_of(k)->weights = *base;
     return E_OK;
@@ -124,7 +135,7 @@ static err_t cpu_bind_base(struct kernels *k, const struct base_weights *base) {
 static err_t cpu_kv_open(struct kernels *k, int32_t n_pages) {
     struct cpu *c = cpu_of(k);
     host_block_free(c->kv, c->kv_bytes);
-    c->kv_bytes = (size_t)c->shape.n_layers * (size_t)n_pages * kv_page_stride(c) * 2;
+    c->kv_bytes = (size_t)n_pages * cpu_kv_page_bytes(k);
     c->n_kv_pages = n_pages;
     c->kv = host_block(c->kv_bytes);
     if (c->kv)
@@ -140,6 +151,8 @@ static const struct kernels_ops cpu_ops = {
     .place = cpu_place,
     .unplace = cpu_unplace,
     .memory_used = cpu_memory_used,
+    .memory_free = cpu_memory_free,
+    .kv_page_bytes = cpu_kv_page_bytes,
     .bind_base = cpu_bind_base,
     .kv_open = cpu_kv_open,
     .begin = cpu_begin,

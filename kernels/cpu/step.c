@@ -166,7 +166,7 @@ static void norm_row(void *arg, int32_t row, int32_t thread) {
     const float *w =
         t->norm + (size_t)(2 * job->layer + (job->which == NORM_FFN)) * (size_t)c->shape.dim;
     (void)thread;
-    c->isa->norm(c->h + (size_t)row * c->ld_h, w, c->shape.norm_eps, c->shape.dim,
+    c->isa->norm(c->h + (size_t)row * c->ld_h, w, t->norm_eps, c->shape.dim,
                  c->x + (size_t)row * c->ld_h);
 }
 
@@ -242,6 +242,7 @@ static void attend(void *arg, int32_t item, int32_t thread) {
     const struct model_shape *m = &c->shape;
     int32_t kv = item % m->n_kv_heads, heads = m->n_heads / m->n_kv_heads;
     const struct query_block *b = &c->query_block[item / m->n_kv_heads];
+    int32_t window = c->step->group[c->row_group[b->first]].tenant->sliding_window;
     struct attention_args a = {.kv = kv_head(c, job->layer, kv),
                                .page_stride = kv_page_stride(c),
                                .pages = b->pages,
@@ -253,9 +254,7 @@ static void attend(void *arg, int32_t item, int32_t thread) {
             a.q[a.n_q] = c->qkv + row * c->ld_qkv + at;
             a.out[a.n_q] = c->ctx + row * c->ld_ctx + at;
             a.to[a.n_q] = b->position + r;
-            a.from[a.n_q] = m->sliding_window > 0 && a.to[a.n_q] >= m->sliding_window
-                                ? a.to[a.n_q] - m->sliding_window + 1
-                                : 0;
+            a.from[a.n_q] = window > 0 && a.to[a.n_q] >= window ? a.to[a.n_q] - window + 1 : 0;
             if (++a.n_q == QUERIES || (h == heads - 1 && r == b->n - 1)) {
                 c->isa->attention(&a, &c->scratch[thread]);
                 a.n_q = 0;

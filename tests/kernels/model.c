@@ -77,6 +77,8 @@ static void make_tenant(struct model *m, int32_t i) {
     const struct model_shape *s = &m->shape;
     t->norm = random_float(m, (size_t)((2 * LAYERS + 1) * s->dim), 1, 0.1f);
     t->vocab = i == 4 || i == 5 ? s->vocab + EXTRA : s->vocab;
+    t->norm_eps = i == 2 ? 1e-3f : s->norm_eps;
+    t->sliding_window = i == 1 && s->sliding_window ? 0 : i == 6 ? 11 : s->sliding_window;
     make_rope(m, t, i == 5 ? 500.0f : 10000.0f);
     if (i == 0)
         return;

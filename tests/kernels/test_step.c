@@ -51,12 +51,14 @@ static void check_norm(const struct model *m, const struct cpu *c, const struct 
                        int32_t which) {
     for (int32_t row = 0; row < s->step.n_rows; row++) {
         const float *h = c->h + (size_t)row * c->ld_h, *x = c->x + (size_t)row * c->ld_h;
-        const float *w = m->tenant[tenant_of(m, s, row)].norm + which * m->shape.dim;
+        const struct tenant_weights *t = &m->tenant[tenant_of(m, s, row)];
+        const float *w = t->norm + which * m->shape.dim;
         double sum = 0;
         for (int32_t k = 0; k < m->shape.dim; k++)
             sum += (double)h[k] * (double)h[k];
         for (int32_t k = 0; k < m->shape.dim; k++)
-            CHECK_NEAR((double)x[k], (double)h[k] * (double)w[k] / sqrt(sum / m->shape.dim + 1e-5),
+            CHECK_NEAR((double)x[k],
+                       (double)h[k] * (double)w[k] / sqrt(sum / m->shape.dim + (double)t->norm_eps),
                        1e-9, 1e-6);
     }
 }
@@ -127,7 +129,7 @@ static void check_attention(const struct model *m, const struct cpu *c, const st
         for (int32_t i = 0; i < s->seq[q].n; i++)
             for (int32_t head = 0; head < heads; head++) {
                 int32_t row = s->seq[q].first + i, pos = s->seq[q].position + i;
-                int32_t window = m->shape.sliding_window;
+                int32_t window = m->tenant[tenant_of(m, s, row)].sliding_window;
                 int32_t from = window > 0 && pos >= window ? pos - window + 1 : 0;
                 const float *query = c->qkv + (size_t)row * c->ld_qkv + (size_t)(head * e);
                 double score[256], max = -1e300, sum = 0;
@@ -178,7 +180,8 @@ static void check_head(const struct model *m, const struct cpu *c, const struct 
         for (int32_t id = 0; id < vocab; id++) {
             z[id] = 0;
             for (int32_t k = 0; k < dim; k++)
-                z[id] += (double)h[k] * (double)w[k] / sqrt(sum / dim + 1e-5) *
+                z[id] += (double)h[k] * (double)w[k] /
+                         sqrt(sum / dim + (double)m->tenant[tenant].norm_eps) *
                          model_vocab_weight(m, tenant, true, id, k);
             total += exp(z[id]);
         }
