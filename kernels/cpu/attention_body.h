@@ -1,7 +1,7 @@
 /* Attention over KV pages, included by each isa_*.c.
  *
  *   out = softmax(q k' / sqrt E) v,   per query, online over pages in ascending order
- *   bytes per page and kv head: 4 P E (fp16 k and v); FLOPs per query and page: 4 P E
+ *   bytes per page and kv head: 8 P E (fp32 k and v); FLOPs per query and page: 4 P E
  *
  * Keys lie transposed, so the 32 scores of a page are two vectors of lanes without any horizontal
  * sum; values lie by token. Queries of a group (the heads that share a kv head, and the rows of a
@@ -16,14 +16,14 @@
 enum { P = KV_PAGE_TOKENS, QUERY_MICRO = LANE_VECTORS == 1 ? 4 : 1 };
 
 /* score[c][0..32) of C queries against a page's keys [E, P]. */
-INLINE void page_scores(const int C, const float *const *q, const uint16_t *keys, int32_t e,
+INLINE void page_scores(const int C, const float *const *q, const float *keys, int32_t e,
                         float scale, float (*score)[P]) {
     struct lanes acc[QUERY_MICRO][2]; /* C of it */
 #pragma GCC unroll 8
     for (int c = 0; c < C; c++)
         acc[c][0] = acc[c][1] = lanes_set(0);
     for (int32_t i = 0; i < e; i++) {
-        struct lanes k0 = lanes_half(keys + i * P), k1 = lanes_half(keys + i * P + LANES);
+        struct lanes k0 = lanes_load(keys + i * P), k1 = lanes_load(keys + i * P + LANES);
 #pragma GCC unroll 8
         for (int c = 0; c < C; c++) {
             struct lanes x = lanes_set(q[c][i]);
@@ -39,7 +39,7 @@ INLINE void page_scores(const int C, const float *const *q, const uint16_t *keys
 }
 
 /* context[c] = context[c] * keep[c] + sum over t in [t0, t1) of p[c][t] * values[t]. */
-INLINE void page_values(const int C, const float (*p)[P], const float *keep, const uint16_t *values,
+INLINE void page_values(const int C, const float (*p)[P], const float *keep, const float *values,
                         int32_t e_lanes, int32_t t0, int32_t t1, float *context) {
     for (int32_t i = 0; i < e_lanes; i += LANES) {
         struct lanes acc[QUERY_MICRO]; /* C of it */
@@ -47,7 +47,7 @@ INLINE void page_values(const int C, const float (*p)[P], const float *keep, con
         for (int c = 0; c < C; c++)
             acc[c] = lanes_mul(lanes_load(context + c * e_lanes + i), lanes_set(keep[c]));
         for (int32_t t = t0; t < t1; t++) {
-            struct lanes v = lanes_half(values + t * e_lanes + i);
+            struct lanes v = lanes_load(values + t * e_lanes + i);
 #pragma GCC unroll 8
             for (int c = 0; c < C; c++)
                 acc[c] = lanes_fma(v, lanes_set(p[c][t]), acc[c]);
@@ -85,8 +85,8 @@ static float page_softmax(struct softmax_state *st, float *score, int32_t t0, in
 
 static void attention_page(const struct attention_args *a, int32_t page, struct softmax_state *st,
                            float *context) {
-    const uint16_t *keys = a->kv + (size_t)a->pages[page] * a->page_stride;
-    const uint16_t *values = keys + (size_t)P * (size_t)a->e;
+    const float *keys = a->kv + (size_t)a->pages[page] * a->page_stride;
+    const float *values = keys + (size_t)P * (size_t)a->e;
     int32_t base = page * P, e_lanes = kv_lanes(a->e), t0[QUERIES], t1[QUERIES];
     float score[QUERIES][P], keep[QUERIES];
     int32_t i = 0;

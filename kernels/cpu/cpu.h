@@ -62,7 +62,7 @@ struct cpu {
     const int32_t **row_pages;         /* [max_rows] */
     struct sample_scratch *sample;     /* [threads] */
 
-    uint16_t *kv; /* [L, n_pages, kv heads, page of one head] owned */
+    float *kv; /* [L, n_pages, kv heads, page of one head] owned */
     size_t kv_bytes;
     int32_t n_kv_pages;
     _Atomic size_t placed;
@@ -92,15 +92,15 @@ void cpu_attention(struct kernels *k, int32_t layer);
 void cpu_swiglu(struct kernels *k);
 void cpu_head(struct kernels *k);
 
-/* Start of the pages of one layer and kv head; pages are kv_page_stride halves apart. */
-static inline uint16_t *kv_head(const struct cpu *c, int32_t layer, int32_t kv) {
-    size_t head = kv_head_halves(c->shape.head_dim);
+/* Start of the pages of one layer and kv head; pages are kv_page_stride floats apart. */
+static inline float *kv_head(const struct cpu *c, int32_t layer, int32_t kv) {
+    size_t head = kv_head_floats(c->shape.head_dim);
     return c->kv +
            ((size_t)layer * (size_t)c->n_kv_pages * (size_t)c->shape.n_kv_heads + (size_t)kv) *
                head;
 }
 static inline size_t kv_page_stride(const struct cpu *c) {
-    return (size_t)c->shape.n_kv_heads * kv_head_halves(c->shape.head_dim);
+    return (size_t)c->shape.n_kv_heads * kv_head_floats(c->shape.head_dim);
 }
 
 #endif

@@ -59,8 +59,8 @@ struct delta_args {
 /* Attention of n_q queries that share a kv head, over pages that hold positions from
  * first_page * P; query i sees positions from[i] .. to[i]. */
 struct attention_args {
-    const uint16_t *kv;      /* first page of this layer and kv head */
-    size_t page_stride;      /* halves between pages */
+    const float *kv;         /* first page of this layer and kv head */
+    size_t page_stride;      /* floats between pages */
     const int32_t *pages;    /* [..] page numbers of the sequence */
     int32_t n_q, e;          /* queries, head dim */
     float scale;             /* 1 / sqrt(e) */
@@ -93,12 +93,12 @@ struct isa {
 
 extern const struct isa isa_c, isa_avx2, isa_avx512;
 
-/* KV page of one layer and kv head, in halves: keys transposed [E, P], then values [P, E']
+/* KV page of one layer and kv head, in floats: keys transposed [E, P], then values [P, E']
  * with E' = E rounded up to 16. */
 static inline int32_t kv_lanes(int32_t e) {
     return (e + 15) / 16 * 16;
 }
-static inline size_t kv_head_halves(int32_t e) {
+static inline size_t kv_head_floats(int32_t e) {
     return (size_t)KV_PAGE_TOKENS * (size_t)(e + kv_lanes(e));
 }
 

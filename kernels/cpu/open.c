@@ -124,7 +124,7 @@ static size_t cpu_memory_free(const struct kernels *k) {
 
 static size_t cpu_kv_page_bytes(const struct kernels *k) {
     const struct cpu *c = (const struct cpu *)k;
-    return (size_t)c->shape.n_layers * kv_page_stride(c) * sizeof(uint16_t);
+    return (size_t)c->shape.n_layers * kv_page_stride(c) * sizeof(float);
 }
 
 static err_t cpu_bind_base(struct kernels *k, const struct base_weights *base) {

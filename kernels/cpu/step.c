@@ -205,11 +205,11 @@ static void append(const struct cpu *c, int32_t layer, int32_t kv, int32_t row, 
                    const float *value) {
     int32_t e = c->shape.head_dim, at = c->row_position[row] % KV_PAGE_TOKENS;
     int32_t page = c->row_pages[row][c->row_position[row] / KV_PAGE_TOKENS];
-    uint16_t *keys = kv_head(c, layer, kv) + (size_t)page * kv_page_stride(c);
-    uint16_t *values = keys + (size_t)KV_PAGE_TOKENS * (size_t)e + (size_t)at * (size_t)kv_lanes(e);
+    float *keys = kv_head(c, layer, kv) + (size_t)page * kv_page_stride(c);
+    float *values = keys + (size_t)KV_PAGE_TOKENS * (size_t)e + (size_t)at * (size_t)kv_lanes(e);
     for (int32_t i = 0; i < e; i++) {
-        keys[i * KV_PAGE_TOKENS + at] = half_from_float(key[i]);
-        values[i] = half_from_float(value[i]);
+        keys[i * KV_PAGE_TOKENS + at] = key[i];
+        values[i] = value[i];
     }
 }
 

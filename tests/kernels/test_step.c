@@ -113,11 +113,11 @@ static void check_rope(const struct model *m, const struct cpu *c, const struct 
                     CHECK_NEAR((double)c->qkv[at + (size_t)j], want, 1e-6, 1e-6);
                     if (head < heads)
                         continue;
-                    const uint16_t *page = kv_head(c, layer, head - heads) +
-                                           (size_t)s->pages[q][pos / 32] * kv_page_stride(c);
-                    CHECK_EQ(page[j * 32 + pos % 32], half_from_float(c->qkv[at + (size_t)j]));
-                    CHECK_EQ(page[32 * e + pos % 32 * kv_lanes(e) + j],
-                             half_from_float(before[at + (size_t)(kvs * e + j)]));
+                    const float *page = kv_head(c, layer, head - heads) +
+                                        (size_t)s->pages[q][pos / 32] * kv_page_stride(c);
+                    CHECK(page[j * 32 + pos % 32] == c->qkv[at + (size_t)j]);
+                    CHECK(page[32 * e + pos % 32 * kv_lanes(e) + j] ==
+                          before[at + (size_t)(kvs * e + j)]);
                 }
         }
 }
@@ -134,11 +134,11 @@ static void check_attention(const struct model *m, const struct cpu *c, const st
                 const float *query = c->qkv + (size_t)row * c->ld_qkv + (size_t)(head * e);
                 double score[256], max = -1e300, sum = 0;
                 for (int32_t t = from; t <= pos; t++) {
-                    const uint16_t *page = kv_head(c, layer, head / group) +
-                                           (size_t)s->pages[q][t / 32] * kv_page_stride(c);
+                    const float *page = kv_head(c, layer, head / group) +
+                                        (size_t)s->pages[q][t / 32] * kv_page_stride(c);
                     score[t] = 0;
                     for (int32_t j = 0; j < e; j++)
-                        score[t] += (double)query[j] * (double)half_to_float(page[j * 32 + t % 32]);
+                        score[t] += (double)query[j] * (double)page[j * 32 + t % 32];
                     score[t] /= sqrt(e);
                     max = score[t] > max ? score[t] : max;
                 }
@@ -148,10 +148,9 @@ static void check_attention(const struct model *m, const struct cpu *c, const st
                     double want = 0;
                     for (int32_t t = from; t <= pos; t++)
                         want += score[t] / sum *
-                                (double)half_to_float(
-                                    (kv_head(c, layer, head / group) +
-                                     (size_t)s->pages[q][t / 32] *
-                                         kv_page_stride(c))[32 * e + t % 32 * kv_lanes(e) + j]);
+                                (double)(kv_head(c, layer, head / group) +
+                                         (size_t)s->pages[q][t / 32] *
+                                             kv_page_stride(c))[32 * e + t % 32 * kv_lanes(e) + j];
                     CHECK_NEAR((double)c->ctx[(size_t)row * c->ld_ctx + (size_t)(head * e + j)],
                                want, 3e-6, 3e-6);
                 }
