@@ -31,7 +31,7 @@ struct engine_options {
 
 /* Facts of the base or of a tenant that the server shows or checks requests against. */
 struct tenant_info {
-    char hash[65];                  /* content hash of the tenant file (base: fingerprint), hex */
+    char hash[65]; /* content hash of the tenant file, hex. Base: its fingerprint, "" until known */
     uint64_t generation;            /* grows with every load; hash + generation name a tenant */
     int32_t vocab, context, bos_id; /* bos_id -1: none */
     int32_t eos_id[8], n_eos;
@@ -62,8 +62,9 @@ err_t engine_open(struct engine **out, const struct engine_options *options, str
  */
 void engine_close(struct engine *e);
 
-const struct tenant_info *
-engine_base_info(const struct engine *e);            /* borrowed, lives as long as e */
+/* Borrowed, lives as long as e. A large base's fingerprint is computed behind the first requests:
+ * ask again for its hash. */
+const struct tenant_info *engine_base_info(const struct engine *e);
 const char *engine_describe(const struct engine *e); /* device, instruction set, threads */
 
 /* Reads, checks and places a .bitdelta file. `fd` is borrowed and read from its start; `label`

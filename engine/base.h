@@ -1,0 +1,51 @@
+/* The base model on the device: the checkpoint's matrices, joined as the backend wants them, and
+ * the fingerprint that tenants are checked against.
+ *
+ * Matrices are read, converted and placed by several threads, one matrix at a time each, so that
+ * the host holds no second copy of the model. The fingerprint takes a pass over all bytes, so a
+ * thread of its own computes it behind the first requests; who needs it waits for it. */
+#ifndef ENGINE_BASE_H
+#define ENGINE_BASE_H
+
+#include <pthread.h>
+
+#include "engine/checkpoint.h"
+
+struct base_slab {
+    void *device; /* owned by the backend, given back in base_close */
+    size_t bytes;
+};
+
+struct base {
+    struct checkpoint checkpoint;
+    struct kernels *kernels;     /* borrowed */
+    struct base_slab *slab;      /* [n_slabs] owned: L * N_LINEARS, then norms, embedding, head */
+    int32_t n_slabs;             /* without the head when it is tied */
+    struct base_weights weights; /* into the slabs; weights.linear is owned */
+    const float *norm;           /* [2L + 1, D] device, into a slab */
+    size_t bytes;                /* of all slabs */
+
+    pthread_t hasher;
+    bool hashing;          /* the thread was started and not joined */
+    pthread_mutex_t lock;  /* guards the following */
+    pthread_cond_t hashed; /* signalled when known */
+    bool known;            /* the fingerprint was computed, or failed */
+    err_t hash_error;      /* with hash_why */
+    struct why hash_why;
+    char fingerprint[SHA256_HEX]; /* constant once known */
+};
+
+/* Opens the folder: the shape is known, nothing is loaded. Errors: those of checkpoint_open. */
+err_t base_open(struct base *b, const char *dir, struct why *why);
+/* Places the weights and starts the fingerprint's thread. threads: 0 is one a core.
+ * Errors: E_IO, E_FORMAT, E_NOMEM. */
+err_t base_load(struct base *b, struct kernels *k, int32_t threads, struct why *why);
+/* Also after an error of either; the backend must still be open. */
+void base_close(struct base *b);
+
+/* The fingerprint in hex; waits until it is known. Any thread. */
+err_t base_fingerprint(struct base *b, const char **hex, struct why *why);
+/* The same without waiting: NULL while it is not known. */
+const char *base_fingerprint_now(struct base *b);
+
+#endif

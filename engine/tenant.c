@@ -1,0 +1,317 @@
+/* Loading: wait for the base's fingerprint, count the file against the limit, read and check it,
+ * place it, point the weights at it. Freeing runs the other way on the keeper's thread. */
+#include "engine/tenant.h"
+
+#include <stdlib.h>
+#include <string.h>
+#include <sys/stat.h>
+#include <time.h>
+
+#include "engine/rope.h"
+
+/* ---- tables of angles ------------------------------------------------------------------------ */
+
+static struct rope_table *find_table(const struct tenant_store *s, const struct model_config *c) {
+    struct rope_table *t = s->tables;
+    while (t && !(t->context == c->context && rope_equal(&t->config, &c->rope)))
+        t = t->next;
+    return t;
+}
+
+/* device_lock held. */
+static err_t make_table(struct tenant_store *s, const struct model_config *c,
+                        struct rope_table **out) {
+    struct rope_table *t = calloc(1, sizeof *t);
+    if (!t)
+        return E_NOMEM;
+    t->config = c->rope;
+    t->context = c->context;
+    t->bytes = rope_floats(c->context, c->shape.head_dim) * sizeof(float);
+    float *block = host_block(t->bytes);
+    if (!block) {
+        free(t);
+        return E_NOMEM;
+    }
+    rope_fill(block, &c->rope, c->context, c->shape.head_dim);
+    void *device;
+    err_t e = s->kernels->ops->place(s->kernels, block, t->bytes, &device);
+    if (e) {
+        free(t);
+        return e;
+    }
+    t->device = device;
+    t->next = s->tables;
+    s->tables = t;
+    *out = t;
+    return E_OK;
+}
+
+/* device_lock held. */
+static err_t take_table(struct tenant_store *s, const struct model_config *c,
+                        struct rope_table **out) {
+    *out = find_table(s, c);
+    err_t e = *out ? E_OK : make_table(s, c, out);
+    if (!e)
+        (*out)->refs++;
+    return e;
+}
+
+/* device_lock held. */
+static void drop_table(struct tenant_store *s, struct rope_table *t) {
+    if (!t || --t->refs > 0)
+        return;
+    struct rope_table **at = &s->tables;
+    while (*at != t)
+        at = &(*at)->next;
+    *at = t->next;
+    s->kernels->ops->unplace(s->kernels, t->device, t->bytes);
+    free(t);
+}
+
+/* ---- memory: the limit, and the thread that frees -------------------------------------------- */
+
+/* Counts `bytes` more, instead of `before` counted already. Waits for tenants on their way out
+ * before it says no. */
+static err_t reserve(struct tenant_store *s, size_t before, size_t bytes, const char *label,
+                     struct why *why) {
+    err_t e = E_OK;
+    pthread_mutex_lock(&s->lock);
+    while (s->max_bytes && s->bytes - before + bytes > s->max_bytes && s->n_freeing > 0)
+        pthread_cond_wait(&s->changed, &s->lock);
+    size_t others = s->bytes - before;
+    if (s->max_bytes && others + bytes > s->max_bytes)
+        e = why_set(why, E_NOMEM,
+                    "%.200s needs %zu bytes; tenants hold %zu of the %zu bytes that "
+                    "max_tenant_bytes allows them",
+                    label, bytes, others, s->max_bytes);
+    else
+        s->bytes = others + bytes;
+    pthread_mutex_unlock(&s->lock);
+    return e;
+}
+
+static void unreserve(struct tenant_store *s, size_t bytes) {
+    pthread_mutex_lock(&s->lock);
+    s->bytes -= bytes;
+    pthread_cond_broadcast(&s->changed);
+    pthread_mutex_unlock(&s->lock);
+}
+
+/* Frees what a tenant holds, whole or half loaded. */
+static void release(struct tenant *t) {
+    struct tenant_store *s = t->store;
+    pthread_mutex_lock(&s->device_lock);
+    if (t->device)
+        s->kernels->ops->unplace(s->kernels, t->device, t->file.block_bytes);
+    drop_table(s, t->rope);
+    pthread_mutex_unlock(&s->device_lock);
+    tenant_file_free(&t->file);
+    unreserve(s, t->bytes);
+    free(t);
+}
+
+static void *keeper_thread(void *arg) {
+    struct tenant_store *s = arg;
+    pthread_mutex_lock(&s->lock);
+    while (s->dead || !s->closing) {
+        struct tenant *t = s->dead;
+        if (!t) {
+            pthread_cond_wait(&s->changed, &s->lock);
+            continue;
+        }
+        s->dead = t->next_dead;
+        pthread_mutex_unlock(&s->lock);
+        release(t);
+        pthread_mutex_lock(&s->lock);
+        s->n_freeing--;
+        pthread_cond_broadcast(&s->changed);
+    }
+    pthread_mutex_unlock(&s->lock);
+    return NULL;
+}
+
+struct tenant *tenant_ref(struct tenant *t) {
+    atomic_fetch_add_explicit(&t->refs, 1, memory_order_relaxed);
+    return t;
+}
+
+/* The decrement releases this holder's reads and acquires those of the others, so the keeper frees
+ * after all of them. */
+void tenant_unref(struct tenant *t) {
+    if (!t || atomic_fetch_sub_explicit(&t->refs, 1, memory_order_acq_rel) > 1)
+        return;
+    struct tenant_store *s = t->store;
+    pthread_mutex_lock(&s->lock);
+    t->next_dead = s->dead;
+    s->dead = t;
+    s->n_freeing++;
+    pthread_cond_broadcast(&s->changed);
+    pthread_mutex_unlock(&s->lock);
+}
+
+const struct tenant_info *tenant_info(const struct tenant *t) {
+    return &t->info;
+}
+
+size_t tenant_store_bytes(struct tenant_store *s) {
+    pthread_mutex_lock(&s->lock);
+    size_t bytes = s->bytes;
+    pthread_mutex_unlock(&s->lock);
+    return bytes;
+}
+
+/* ---- loading --------------------------------------------------------------------------------- */
+
+static void fill_config(struct tenant *t, const struct model_config *c) {
+    t->info.vocab = t->weights.vocab = c->shape.vocab;
+    t->info.context = t->weights.context = c->context;
+    t->info.bos_id = c->bos_id;
+    t->info.n_eos = c->n_eos;
+    memcpy(t->info.eos_id, c->eos_id, sizeof t->info.eos_id);
+    t->info.loaded_unix_s = (int64_t)time(NULL);
+    t->weights.sliding_window = c->shape.sliding_window;
+    t->weights.norm_eps = c->shape.norm_eps;
+    t->weights.tied = c->tied;
+}
+
+static err_t read_file(struct tenant *t, int fd, const char *label, struct why *why) {
+    struct tenant_store *s = t->store;
+    const struct model_config *base = &s->base->checkpoint.config;
+    const char *fingerprint;
+    err_t e = base_fingerprint(s->base, &fingerprint, why);
+    struct stat st;
+    if (!e && (fstat(fd, &st) != 0 || !S_ISREG(st.st_mode)))
+        e = why_set(why, E_IO, "%.200s is not a regular file", label);
+    if (!e)
+        e = reserve(s, 0, (size_t)st.st_size, label, why);
+    if (e)
+        return e;
+    t->bytes = (size_t)st.st_size;
+    e = tenant_file_read(&t->file, fd, label, base, fingerprint, true, why);
+    if (e)
+        return e;
+    int32_t vocab = t->file.meta.config.shape.vocab;
+    if (vocab > base->shape.max_vocab)
+        return why_set(why, E_UNSUPPORTED,
+                       "%.200s has a vocabulary of %d; the base has %d and extra_vocab allows %d "
+                       "more",
+                       label, vocab, base->shape.vocab, base->shape.max_vocab - base->shape.vocab);
+    e = reserve(s, t->bytes, t->file.block_bytes, label, why);
+    if (!e)
+        t->bytes = t->file.block_bytes;
+    return e;
+}
+
+static err_t place(struct tenant *t, const char *label, struct why *why) {
+    struct tenant_store *s = t->store;
+    void *block = t->file.block, *device = NULL;
+    pthread_mutex_lock(&s->device_lock);
+    err_t e = take_table(s, &t->file.meta.config, &t->rope);
+    if (!e) {
+        t->file.block = NULL; /* the backend's now, also on failure */
+        e = s->kernels->ops->place(s->kernels, block, t->file.block_bytes, &device);
+        t->device = e ? NULL : device;
+    }
+    pthread_mutex_unlock(&s->device_lock);
+    if (e)
+        return why_set(why, e, "%.200s does not fit the device: %zu bytes could not be placed",
+                       label, t->file.block_bytes);
+    tenant_file_move(&t->file, device);
+    return E_OK;
+}
+
+static void publish(struct tenant *t) {
+    struct tenant_store *s = t->store;
+    const struct tenant_file *f = &t->file;
+    fill_config(t, &f->meta.config);
+    t->weights.norm = f->norm;
+    t->weights.rope = t->rope->device;
+    t->weights.delta = f->delta;
+    t->weights.embed = f->embed;
+    t->weights.head = f->head;
+    memcpy(t->info.hash, f->meta.hash, sizeof t->info.hash);
+    t->info.bytes = f->block_bytes;
+    t->info.file_bytes = f->file_bytes;
+    t->info.bits_per_weight = f->bits_per_weight;
+    t->info.tokenizer_json = f->meta.tokenizer_json;
+    t->info.generation_json = f->meta.generation_json;
+    t->info.made_json = f->meta.made_json;
+    t->info.quality_json = f->meta.quality_json;
+    pthread_mutex_lock(&s->lock);
+    t->info.generation = ++s->generation;
+    pthread_mutex_unlock(&s->lock);
+    atomic_store(&t->refs, 1);
+}
+
+err_t tenant_load(struct tenant_store *s, int fd, const char *label, struct tenant **out,
+                  struct why *why) {
+    struct tenant *t = calloc(1, sizeof *t);
+    if (!t)
+        return why_set(why, E_NOMEM, "no memory for %.200s", label);
+    t->store = s;
+    err_t e = read_file(t, fd, label, why);
+    if (!e)
+        e = place(t, label, why);
+    if (e) {
+        release(t);
+        return e;
+    }
+    publish(t);
+    *out = t;
+    return E_OK;
+}
+
+/* ---- the store ------------------------------------------------------------------------------- */
+
+/* The base as a tenant without deltas. */
+static err_t open_base(struct tenant_store *s, struct why *why) {
+    const struct model_config *c = &s->base->checkpoint.config;
+    struct tenant *t = &s->of_base;
+    t->store = s;
+    fill_config(t, c);
+    t->weights.norm = s->base->norm;
+    t->weights.delta = calloc((size_t)c->shape.n_layers * N_PARTS, sizeof *t->weights.delta);
+    t->info.bytes = s->base->bytes;
+    t->info.bits_per_weight = 16;
+    t->info.generation_json = s->base->checkpoint.generation_json;
+    t->info.tokenizer_json = t->info.made_json = t->info.quality_json = "{}";
+    atomic_store(&t->refs, 1);
+    pthread_mutex_lock(&s->device_lock);
+    err_t e = t->weights.delta ? take_table(s, c, &t->rope) : E_NOMEM;
+    pthread_mutex_unlock(&s->device_lock);
+    if (e)
+        return why_set(why, e, "no memory for the angles of %d positions", c->context);
+    t->weights.rope = t->rope->device;
+    return E_OK;
+}
+
+err_t tenant_store_open(struct tenant_store *s, struct base *base, size_t max_bytes,
+                        struct why *why) {
+    *s = (struct tenant_store){.kernels = base->kernels, .base = base, .max_bytes = max_bytes};
+    pthread_mutex_init(&s->device_lock, NULL);
+    pthread_mutex_init(&s->lock, NULL);
+    pthread_cond_init(&s->changed, NULL);
+    err_t e = open_base(s, why);
+    if (e)
+        return e;
+    s->running = pthread_create(&s->keeper, NULL, keeper_thread, s) == 0;
+    return s->running ? E_OK : why_set(why, E_NOMEM, "no thread for freeing tenants");
+}
+
+void tenant_store_close(struct tenant_store *s) {
+    if (!s->base)
+        return; /* never opened */
+    if (s->running) {
+        pthread_mutex_lock(&s->lock);
+        s->closing = true;
+        pthread_cond_broadcast(&s->changed);
+        pthread_mutex_unlock(&s->lock);
+        pthread_join(s->keeper, NULL);
+    }
+    drop_table(s, s->of_base.rope);
+    free(s->of_base.weights.delta);
+    pthread_cond_destroy(&s->changed);
+    pthread_mutex_destroy(&s->lock);
+    pthread_mutex_destroy(&s->device_lock);
+    *s = (struct tenant_store){0};
+}

@@ -1,0 +1,72 @@
+/* Tenants on the device, and the base as the first of them. A tenant is immutable from load to its
+ * end; whoever uses it holds a reference. It is named by its content hash and its generation, never
+ * by the name that a server gives it.
+ *
+ * Loading runs on any thread beside the steps. The last reference may drop on any thread; a thread
+ * of the store frees the memory, so that nobody on the way of a request waits for it. */
+#ifndef ENGINE_TENANT_H
+#define ENGINE_TENANT_H
+
+#include <pthread.h>
+#include <stdatomic.h>
+
+#include "engine/base.h"
+#include "engine/engine.h"
+#include "engine/tenant_file.h"
+
+/* Positions to angles, shared by all tenants whose RoPE settings and context are equal. */
+struct rope_table {
+    struct rope_config config;
+    int32_t context;
+    float *device; /* [context, E/2, 2] */
+    size_t bytes;
+    int32_t refs;
+    struct rope_table *next;
+};
+
+struct tenant {
+    struct tenant_info info; /* constant */
+    struct tenant_weights weights;
+    struct tenant_file file; /* its strings and deltas; the block is on the device */
+    void *device;            /* NULL: the base */
+    size_t bytes;            /* counted against the store's limit */
+    struct rope_table *rope;
+    struct tenant_store *store;
+    _Atomic int32_t refs;
+    struct tenant *next_dead;
+    int32_t n_running; /* engine thread only: its running sequences */
+};
+
+struct tenant_store {
+    struct kernels *kernels; /* borrowed, as is base */
+    struct base *base;
+    size_t max_bytes; /* 0: no limit */
+    struct tenant of_base;
+
+    pthread_mutex_t device_lock; /* place and unplace, and the list of tables */
+    struct rope_table *tables;
+
+    pthread_mutex_t lock; /* the following; held for a few instructions only */
+    pthread_cond_t changed;
+    size_t bytes;        /* of all tenants, those being loaded and freed included */
+    uint64_t generation; /* of the last load */
+    struct tenant *dead; /* without references, to be freed */
+    int32_t n_freeing;   /* dead ones and the one in the keeper's hands */
+    bool closing;
+
+    pthread_t keeper;
+    bool running;
+};
+
+/* Makes the base's own tenant, of generation 0, and starts the thread that frees tenants. */
+err_t tenant_store_open(struct tenant_store *s, struct base *base, size_t max_bytes,
+                        struct why *why);
+/* Every tenant must be unref'ed. Also after an error of open. */
+void tenant_store_close(struct tenant_store *s);
+
+/* engine_tenant_load. */
+err_t tenant_load(struct tenant_store *s, int fd, const char *label, struct tenant **out,
+                  struct why *why);
+size_t tenant_store_bytes(struct tenant_store *s);
+
+#endif
