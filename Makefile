@@ -60,6 +60,7 @@ limits: ## fail on a file or function over the size limits
 	@sh tests/limits.sh
 docs: $(O)/bitdeltad ## regenerate the documents made from tables
 	@$(O)/bitdeltad --print-options-md > docs/options.md
+	@$(O)/bitdeltad --print-options-example > deploy/bitdeltad.conf.example
 
 $(O)/bitdeltad: $(call obj,$(LIB) $(SERVER) server/main.c)
 	$(CXX) $(LDFLAGS) -o $@ $^ -lmicrohttpd -luv $(LDLIBS)
