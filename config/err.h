@@ -23,8 +23,8 @@ enum {
 #undef ERR
 };
 
-/* What a failure has to tell a person: one sentence, at most 511 bytes, never prompt text or keys.
- */
+/* What a failure has to tell a person: one sentence, at most 511 bytes of printable UTF-8 (other
+ * bytes in what it quotes become '?'), never prompt text or keys. */
 struct why {
     char text[512];
 };

@@ -1,7 +1,8 @@
 /* One line per event on stderr: "<6>info stage=engine key=value ...". The <n> is the syslog
  * priority that systemd's journal reads; it is left out on a terminal. Never log prompt text,
- * output or keys. Any thread: a line is one write(2). Control bytes and quotes in the text are
- * escaped. */
+ * output or keys. Any thread: a line is one write(2) of at most 4096 bytes. Control bytes are
+ * written as \xNN, so a line stays one line; a value from outside that may hold blanks stands in
+ * quotes. */
 #ifndef CONFIG_LOG_H
 #define CONFIG_LOG_H
 

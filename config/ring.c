@@ -9,6 +9,11 @@
 
 err_t ring_init(struct ring *r, size_t item_bytes, size_t capacity) {
     memset(r, 0, sizeof *r);
+    r->event_fd = -1;
+    if (item_bytes == 0 || capacity == 0 || (capacity & (capacity - 1)) != 0)
+        return E_INVAL;
+    if (capacity > SIZE_MAX / item_bytes)
+        return E_NOMEM;
     r->item_bytes = item_bytes;
     r->capacity = capacity;
     r->event_fd = eventfd(0, EFD_NONBLOCK | EFD_CLOEXEC);
@@ -17,6 +22,7 @@ err_t ring_init(struct ring *r, size_t item_bytes, size_t capacity) {
     r->slots = calloc(capacity, item_bytes);
     if (!r->slots) {
         close(r->event_fd);
+        r->event_fd = -1;
         return E_NOMEM;
     }
     return E_OK;
@@ -28,6 +34,7 @@ void ring_free(struct ring *r) {
     free(r->slots);
     r->slots = NULL;
     close(r->event_fd);
+    r->event_fd = -1;
 }
 
 bool ring_push(struct ring *r, const void *item) {

@@ -21,7 +21,7 @@ struct ring {
     int event_fd;
 };
 
-/* capacity: a power of two. Errors: E_NOMEM, E_IO. */
+/* capacity: a power of two (else E_INVAL). Errors: E_NOMEM, E_IO. */
 err_t ring_init(struct ring *r, size_t item_bytes, size_t capacity);
 void ring_free(struct ring *r);
 

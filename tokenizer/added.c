@@ -6,7 +6,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "tokenizer/utf8.h"
+#include "config/utf8.h"
 #include "tokenizer/vocab.h"
 
 err_t added_put(struct added *a, const struct added_token *token, struct why *why) {

@@ -5,7 +5,7 @@
 #include <string.h>
 
 #include "tokenizer/tokenizer.h"
-#include "tokenizer/utf8.h"
+#include "config/utf8.h"
 #include "tokenizer/vocab.h"
 
 _Static_assert(VOCAB_MAX_PIECE_BYTES + 4 * (sizeof UTF8_REPLACEMENT_TEXT - 1) <= DETOK_MAX_BYTES,

@@ -9,7 +9,7 @@
 
 #include "tokenizer/added.h"
 #include "tokenizer/additions.h"
-#include "tokenizer/utf8.h"
+#include "config/utf8.h"
 #include "tokenizer/vocab.h"
 
 enum { MAX_VOCAB = 1 << 24 }; /* ids an opened folder may name; its config.json is read elsewhere */

@@ -7,7 +7,7 @@
 #include "tests/check.h"
 #include "tokenizer/additions.h"
 #include "tokenizer/tokenizer.h"
-#include "tokenizer/utf8.h"
+#include "config/utf8.h"
 #include "tokenizer/vocab.h"
 
 void fuzz_tokenizer(const uint8_t *data, size_t n);

@@ -5,7 +5,7 @@
 #include "tests/check.h"
 #include "tokenizer/additions.h"
 #include "tokenizer/tokenizer.h"
-#include "tokenizer/utf8.h"
+#include "config/utf8.h"
 #include "tokenizer/vocab.h"
 
 static const char *const models[] = {"../tokenizers/tokenizer.model.v1",

@@ -5,7 +5,7 @@
 #include "config/clock.h"
 #include "tests/check.h"
 #include "tokenizer/additions.h"
-#include "tokenizer/utf8.h"
+#include "config/utf8.h"
 
 static const char *const models[] = {"../tokenizers/tokenizer.model.v1",
                                      "../tokenizers/mistral_instruct_tokenizer_240323.model.v3",

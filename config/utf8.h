@@ -1,6 +1,6 @@
 /* UTF-8 as Unicode defines it: no overlong forms, no surrogates, nothing beyond U+10FFFF. */
-#ifndef TOKENIZER_UTF8_H
-#define TOKENIZER_UTF8_H
+#ifndef CONFIG_UTF8_H
+#define CONFIG_UTF8_H
 
 #include <stdbool.h>
 #include <stddef.h>
