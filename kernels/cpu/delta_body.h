@@ -1,9 +1,13 @@
 /* The sign product, included by each isa_*.c: the integers of kernels/delta.h by table look-up.
  *
- * For every 4 consecutive columns a table holds the 16 possible sums of +-q; a 32-bit word of signs
- * is then 8 look-ups and 8 additions for 32 weights, without one multiplication, and the sums are
- * the signed ones (no correction by the sum of q). Tables of one column block are 4 KB and are
- * shared by all output rows of the work unit. */
+ *   acc[c][r] += s_c * sum over the block's 256 columns of (+-)q_c[k]
+ *   bytes per tile of 16 rows: 512; look-ups per row of x and tile: 16 * 256 / 4
+ *
+ * For every few consecutive columns a table holds all possible sums of +-q; looking up a group of
+ * signs replaces as many additions, without one multiplication, and the sums are the signed ones
+ * (no correction by the sum of q). Tables of one column block are 4 KB and are shared by all output
+ * rows of the work unit, tiles of signs by all rows of x. Bound: look-ups, 1/16 of the base's
+ * bytes. */
 #ifndef KERNELS_CPU_DELTA_BODY_H
 #define KERNELS_CPU_DELTA_BODY_H
 
@@ -11,84 +15,92 @@
 #include "kernels/cpu/lanes.h"
 #include "kernels/delta.h"
 
+#if defined(__AVX512F__)
+#include "kernels/cpu/delta_tile_avx512.h"
+#elif defined(__AVX2__)
+#include "kernels/cpu/delta_tile_avx2.h"
+#else
+#include "kernels/cpu/delta_tile_c.h"
+#endif
+
+enum { Q_PAD = 16 }; /* q read, never used, past a block's end */
+
+/* x * col of lanes i .., with zeros past n. */
+INLINE struct lanes delta_input(const float *x, const float *col, int32_t i, int32_t n) {
+    if (i + LANES <= n)
+        return col ? lanes_mul(lanes_load(x + i), lanes_load(col + i)) : lanes_load(x + i);
+    if (i >= n)
+        return lanes_set(0);
+    struct lanes a = lanes_load_n(x + i, n - i);
+    return col ? lanes_mul(a, lanes_load_n(col + i, n - i)) : a;
+}
+
 /* q of a block as delta.h defines it, zeros past n; returns s. */
 static float delta_quantise(const float *x, const float *col, int32_t n, int16_t *q) {
-    float v[TILE_COLS];
-    struct lanes max = lanes_set(0);
-    int32_t i = 0;
-    for (; i + LANES <= n; i += LANES) {
-        struct lanes a = lanes_load(x + i);
-        if (col)
-            a = lanes_mul(a, lanes_load(col + i));
-        lanes_store(v + i, a);
-        max = lanes_magnitude(max, a);
+    struct lanes max[2] = {lanes_set(0), lanes_set(0)};
+    for (int32_t i = 0; i < n; i += 2 * LANES) {
+        max[0] = lanes_magnitude(max[0], delta_input(x, col, i, n));
+        max[1] = lanes_magnitude(max[1], delta_input(x, col, i + LANES, n));
     }
-    if (i < n) {
-        struct lanes a = lanes_load_n(x + i, n - i);
-        if (col)
-            a = lanes_mul(a, lanes_load_n(col + i, n - i));
-        lanes_store(v + i, a);
-        max = lanes_magnitude(max, a);
-        i += LANES;
-    }
-    for (; i < TILE_COLS; i += LANES)
-        lanes_store(v + i, lanes_set(0));
-    float m = lanes_largest_magnitude(max);
+    float m = lanes_largest_magnitude(lanes_magnitude(max[0], max[1]));
     if (!(m <= 3.402823466e38f)) {
         memset(q, 0, TILE_COLS * sizeof *q);
         return NAN;
     }
     int32_t e = delta_exponent(m);
-    float inverse = delta_pow2(-e);
-    for (i = 0; i < TILE_COLS; i++) {
-        /* Adding 1.5 * 2^23 rounds to nearest even, as rint does, for |v| below 2^22. */
-        float r = (v[i] * inverse + 12582912.0f) - 12582912.0f;
-        int32_t whole = (int32_t)r;
-        whole = whole > DELTA_MAX_Q ? DELTA_MAX_Q : whole;
-        q[i] = (int16_t)(whole < -DELTA_MAX_Q ? -DELTA_MAX_Q : whole);
-    }
+    struct lanes inverse = lanes_set(delta_pow2(-e));
+    for (int32_t i = 0; i < TILE_COLS; i += LANES)
+        lanes_store_q(q + i, lanes_mul(delta_input(x, col, i, n), inverse));
     return delta_pow2(e);
 }
 
-/* table[j][i]: the sum of the four q of nibble j, each with + where its bit of i is set. */
-static void delta_tables(const int16_t *q, int32_t *table) {
-    for (int32_t j = 0; j < TILE_COLS / 4; j++, q += 4, table += 16)
-        for (int32_t i = 0; i < 16; i++)
-            table[i] = (i & 1 ? q[0] : -q[0]) + (i & 2 ? q[1] : -q[1]) + (i & 4 ? q[2] : -q[2]) +
-                       (i & 8 ? q[3] : -q[3]);
-}
-
-/* bits[w][r]: word w of row r of the tile. */
-static void delta_rows_of_tile(const uint32_t *tile, uint32_t *bits) {
-    for (int32_t w = 0; w < 8; w++)
-        for (int32_t r = 0; r < TILE_ROWS; r++)
-            bits[w * 16 + r] = tile[(r % 8 * 4 + w % 4) * 4 + w / 4 * 2 + r / 8];
-}
-
-/* sum[r] over the tile's 256 columns. */
-static void delta_tile(const uint32_t *bits, const int32_t *table, int32_t *sum) {
-    for (int32_t r = 0; r < TILE_ROWS; r++)
-        sum[r] = 0;
-    for (int32_t w = 0; w < 8; w++)
-        for (int32_t j = 0; j < 8; j++, table += 16)
-            for (int32_t r = 0; r < TILE_ROWS; r++)
-                sum[r] += table[bits[w * 16 + r] >> 4 * j & 15];
+/* bits[w][lane]: word w of the tile's rows; lane 2g + h holds row g + 8h. In the tile the two rows
+ * of a pair stand together, so this transposes 8 x 8 words of 64 bits. */
+static void delta_words(const uint32_t *tile, uint32_t *bits) {
+#if defined(__AVX512F__)
+    __m512i a[8], b[8];
+    for (int32_t g = 0; g < 8; g++)
+        a[g] = _mm512_loadu_si512(tile + g * 16);
+    for (int32_t i = 0; i < 4; i++) {
+        b[i] = _mm512_unpacklo_epi64(a[2 * i], a[2 * i + 1]); /* words 0 1 2 3 of rows 2i, 2i+1 */
+        b[4 + i] = _mm512_unpackhi_epi64(a[2 * i], a[2 * i + 1]); /* words 4 5 6 7 */
+    }
+    for (int32_t h = 0; h < 2; h++) { /* 4 x 4 blocks of 128 bits */
+        __m512i p = _mm512_shuffle_i64x2(b[4 * h], b[4 * h + 1], 0x44);
+        __m512i q = _mm512_shuffle_i64x2(b[4 * h], b[4 * h + 1], 0xee);
+        __m512i r = _mm512_shuffle_i64x2(b[4 * h + 2], b[4 * h + 3], 0x44);
+        __m512i s = _mm512_shuffle_i64x2(b[4 * h + 2], b[4 * h + 3], 0xee);
+        uint32_t *to = bits + h * 64;
+        _mm512_store_si512(to, _mm512_shuffle_i64x2(p, r, 0x88));
+        _mm512_store_si512(to + 16, _mm512_shuffle_i64x2(p, r, 0xdd));
+        _mm512_store_si512(to + 32, _mm512_shuffle_i64x2(q, s, 0x88));
+        _mm512_store_si512(to + 48, _mm512_shuffle_i64x2(q, s, 0xdd));
+    }
+#else
+    for (int32_t g = 0; g < 8; g++)
+        for (int32_t t = 0; t < 4; t++)
+            for (int32_t h = 0; h < 2; h++)
+                memcpy(bits + (t + 4 * h) * 16 + 2 * g, tile + g * 16 + t * 4 + 2 * h, 8);
+#endif
 }
 
 static void delta_block(const struct delta_args *a, struct scratch *s) {
-    for (int32_t t = 0; t < a->n_tiles; t++)
-        delta_rows_of_tile(a->bits + (size_t)t * a->tile_stride, s->bits + t * 128);
+    for (int32_t t = 0; t < a->n_tiles; t++) {
+        const uint32_t *tile = a->bits + (size_t)t * a->tile_stride;
+        /* Tiles of one column block lie far apart, which hides them from the hardware's prefetcher;
+         * the next block's tile is the next 512 bytes. */
+        for (int32_t i = 0; a->more && i < TILE_BYTES; i += 64)
+            __builtin_prefetch((const char *)tile + TILE_BYTES + i, 0, 2);
+        delta_words(tile, s->bits + t * 128);
+    }
     for (int32_t c = 0; c < a->n_x; c++) {
-        int16_t q[TILE_COLS];
+        int16_t q[TILE_COLS + Q_PAD];
         float scale = delta_quantise(a->x[c] + a->k0, a->col ? a->col + a->k0 : NULL, a->n_k, q);
         float *acc = a->acc + (size_t)c * (size_t)a->n_tiles * TILE_ROWS;
+        memset(q + TILE_COLS, 0, Q_PAD * sizeof *q);
         delta_tables(q, s->table);
-        for (int32_t t = 0; t < a->n_tiles; t++, acc += TILE_ROWS) {
-            int32_t sum[TILE_ROWS];
-            delta_tile(s->bits + t * 128, s->table, sum);
-            for (int32_t r = 0; r < TILE_ROWS; r++)
-                acc[r] += scale * (float)sum[r];
-        }
+        for (int32_t t = 0; t < a->n_tiles; t++)
+            delta_tile(s->bits + t * 128, s->table, scale, acc + t * TILE_ROWS);
     }
 }
 

@@ -14,12 +14,13 @@
 #include "kernels/kernels.h"
 
 enum {
-    UNIT_ROWS = 256,   /* most output rows of one work unit */
-    UNIT_TOKENS = 256, /* most rows of the step that a unit takes at a time */
-    PANEL_ROWS = 32,   /* output rows widened to FP32 at a time when many rows share them */
-    PANEL_COLS = 1024, /* columns of it */
-    DELTA_ROWS = 32,   /* rows of the step that share one read of a tile of signs */
-    QUERIES = 16,      /* queries that share one read of a KV page */
+    UNIT_ROWS = 256,       /* most output rows of one work unit */
+    UNIT_TOKENS = 256,     /* most rows of the step that a unit takes at a time */
+    PANEL_ROWS = 32,       /* output rows widened to FP32 at a time when many rows share them */
+    PANEL_COLS = 1024,     /* columns of it */
+    DELTA_ROWS = 32,       /* rows of the step that share one read of a tile of signs */
+    DELTA_TABLE = 64 * 16, /* entries of the tables of a column block, at most */
+    QUERIES = 16,          /* queries that share one read of a KV page */
 };
 
 /* Scratch of one thread, allocated at open. */
@@ -51,6 +52,7 @@ struct delta_args {
     const uint32_t *bits; /* first tile; tiles of the next 16 rows are tile_stride words on */
     size_t tile_stride;
     int32_t n_tiles, n_x, k0, n_k; /* the block is columns [k0, k0 + n_k), n_k <= 256 */
+    bool more;                     /* another block of columns follows: fetch its tiles */
     const float *const *x;         /* [n_x] -> [K] */
     const float *col;              /* [K] or NULL */
     float *acc;                    /* [n_x, 16 n_tiles] */

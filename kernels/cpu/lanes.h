@@ -111,7 +111,13 @@ INLINE struct lanes lanes_max(struct lanes a, struct lanes b) {
 INLINE struct lanes lanes_magnitude(struct lanes a, struct lanes b) {
     EACH {
         ivec m = (ivec)b.v[i_] & 0x7fffffff;
+#if defined(__AVX512F__)
+        a.v[i_] = (fvec)_mm512_max_epi32((__m512i)m, (__m512i)a.v[i_]);
+#elif defined(__AVX2__)
+        a.v[i_] = (fvec)_mm256_max_epi32((__m256i)m, (__m256i)a.v[i_]);
+#else
         a.v[i_] = fvec_select(a.v[i_], (fvec)m, (ivec)(m > (ivec)a.v[i_]));
+#endif
     }
     return a;
 }
@@ -134,13 +140,40 @@ INLINE float lanes_sum(struct lanes a) {
 }
 /* The largest of what lanes_magnitude gathered. */
 INLINE float lanes_largest_magnitude(struct lanes a) {
-    int32_t bits[LANES], m = 0;
+    int32_t m = 0;
+#if defined(__AVX512F__)
+    m = _mm512_reduce_max_epi32((__m512i)a.v[0]);
+#else
+    int32_t bits[LANES];
     memcpy(bits, &a, sizeof bits);
     for (int32_t i = 0; i < LANES; i++)
         m = bits[i] > m ? bits[i] : m;
+#endif
     float f;
     memcpy(&f, &m, 4);
     return f;
+}
+/* q[i] = a[i] rounded to the nearest whole number (ties to even), within +-32767; |a| < 2^22. */
+INLINE void lanes_store_q(int16_t *q, struct lanes a) {
+#if defined(__AVX512F__)
+    __m512i whole = _mm512_cvtps_epi32((__m512)a.v[0]);
+    whole = _mm512_max_epi32(whole, _mm512_set1_epi32(-32767));
+    _mm256_storeu_si256((__m256i *)q, _mm512_cvtsepi32_epi16(whole));
+#elif defined(__AVX2__)
+    __m256i pair =
+        _mm256_packs_epi32(_mm256_cvtps_epi32((__m256)a.v[0]), _mm256_cvtps_epi32((__m256)a.v[1]));
+    pair = _mm256_max_epi16(_mm256_permute4x64_epi64(pair, 0xd8), _mm256_set1_epi16(-32767));
+    _mm256_storeu_si256((__m256i *)q, pair);
+#else
+    float v[LANES];
+    lanes_store(v, a);
+    for (int32_t i = 0; i < LANES; i++) {
+        /* Adding 1.5 * 2^23 rounds as the current mode does: to nearest, ties to even. */
+        int32_t whole = (int32_t)((v[i] + 12582912.0f) - 12582912.0f);
+        whole = whole > 32767 ? 32767 : whole;
+        q[i] = (int16_t)(whole < -32767 ? -32767 : whole);
+    }
+#endif
 }
 /* Sixteen fp16 values. */
 INLINE struct lanes lanes_half(const uint16_t *p) {

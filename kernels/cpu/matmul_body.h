@@ -144,7 +144,9 @@ static void matmul_panels(const struct matmul_args *a, struct scratch *s) {
             for (; c + MICRO_COLS <= a->n_x; c += MICRO_COLS)
                 panel_columns(MICRO_COLS, s->panel, n_r, a->x + c, k0, n_k, s->sums + c * LANES,
                               row_sums);
-            for (; c < a->n_x; c++)
+            for (; c + 2 <= a->n_x; c += 2)
+                panel_columns(2, s->panel, n_r, a->x + c, k0, n_k, s->sums + c * LANES, row_sums);
+            if (c < a->n_x)
                 panel_columns(1, s->panel, n_r, a->x + c, k0, n_k, s->sums + c * LANES, row_sums);
         }
         for (int32_t c = 0; c < a->n_x; c++)

@@ -28,8 +28,8 @@ static void carve_scratch(struct scratch *s, char *base, size_t *at, const struc
     s->panel = carve(base, at, (size_t)PANEL_ROWS * PANEL_COLS, sizeof(float));
     s->sums = carve(base, at, (size_t)PANEL_ROWS * UNIT_TOKENS * 16, sizeof(float));
     s->delta = carve(base, at, (size_t)DELTA_ROWS * UNIT_ROWS, sizeof(float));
-    s->table = carve(base, at, (size_t)TILE_COLS / 4 * 16, sizeof(int32_t));
-    s->bits = carve(base, at, (size_t)UNIT_ROWS / TILE_ROWS * 128, sizeof(uint32_t));
+    s->table = carve(base, at, (size_t)DELTA_TABLE, sizeof(int32_t));
+    s->bits = carve(base, at, (size_t)UNIT_ROWS / TILE_ROWS * 128 + 16, sizeof(uint32_t));
     s->x = carve(base, at, UNIT_TOKENS, sizeof *s->x);
     s->y = carve(base, at, UNIT_TOKENS, sizeof *s->y);
     s->context = carve(base, at, (size_t)QUERIES * (size_t)kv_lanes(m->head_dim), sizeof(float));

@@ -89,12 +89,29 @@ static void unit_plane(const struct cpu *c, const struct unit *u, const struct p
             sc->delta[i] = 0;
         for (a.k0 = 0; a.k0 < k; a.k0 += TILE_COLS) {
             a.n_k = min32(k - a.k0, TILE_COLS);
+            a.more = a.k0 + TILE_COLS < k;
             a.bits = plane->bits + (size_t)(u->n0 / TILE_ROWS) * stride +
                      (size_t)(a.k0 / TILE_COLS) * (TILE_BYTES / 4);
             c->isa->delta_block(&a, sc);
         }
         c->isa->add_scaled(plane->row + u->n0, sc->delta, a.n_x, n_tiles * TILE_ROWS, n_out,
                            sc->y + c0);
+    }
+}
+
+/* Asks for the first tiles of every plane of the unit before the base product, which takes long
+ * enough for them to arrive in the second-level cache. */
+static void unit_fetch(const struct unit *u, const struct share *s) {
+    const size_t stride = (size_t)tiles_of(u->p->k, TILE_COLS) * TILE_BYTES;
+    int32_t n_tiles = tiles_of(share_rows(u, s), TILE_ROWS);
+    if (!s->delta || s->delta->dense)
+        return;
+    for (int32_t i = 0; i < s->delta->n_planes; i++) {
+        const char *tile =
+            (const char *)s->delta->plane[i].bits + (size_t)(u->n0 / TILE_ROWS) * stride;
+        for (int32_t t = 0; t < n_tiles; t++, tile += stride)
+            for (int32_t at = 0; at < TILE_BYTES; at += 64)
+                __builtin_prefetch(tile + at, 0, 2);
     }
 }
 
@@ -141,6 +158,8 @@ static void run_unit(void *arg, int32_t item, int32_t thread) {
     u.n = min32(part->unit, part->n_out - u.n0);
     for (u.t0 = 0; u.t0 < job->p->n_rows; u.t0 = u.t1) {
         u.t1 = min32(u.t0 + UNIT_TOKENS, job->p->n_rows);
+        for (int32_t i = 0; i < job->p->n_shares; i++)
+            unit_fetch(&u, &part->share[i]);
         unit_base(job->c, &u, sc);
         for (int32_t i = 0; i < job->p->n_shares; i++)
             unit_delta(job->c, &u, &part->share[i], sc);
@@ -185,9 +204,9 @@ void product_run(struct cpu *c, struct product *p, float *lowrank) {
     }
     if (any)
         pool_run(c->pool, run_lowrank, &job, p->n_parts * p->n_shares);
-    /* About four units a thread, so that a core that is busy elsewhere does not hold up the rest;
-     * large units share the tables of a column block among more rows. */
-    int32_t unit = tiles_of(n_out, 4 * pool_threads(c->pool));
+    /* A few units a thread, so that a core that is busy elsewhere does not hold up the rest; large
+     * units share the tables of a column block among more rows. */
+    int32_t unit = tiles_of(n_out, 3 * pool_threads(c->pool));
     unit = min32(UNIT_ROWS, max32(PANEL_ROWS, tiles_of(unit, PANEL_ROWS) * PANEL_ROWS));
     for (int32_t i = 0; i < p->n_parts; i++) {
         p->part[i].unit = unit;
