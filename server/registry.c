@@ -1,0 +1,168 @@
+#include "server/registry.h"
+
+#include <inttypes.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+enum { MAX_TENANTS = 100000 };
+
+bool registry_name_ok(const char *name) {
+    static const char alnum[] = "0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz";
+    static const char all[] = "0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz._:-";
+    size_t n = strlen(name);
+    return n >= 1 && n < REGISTRY_NAME_BYTES && strspn(name, alnum) >= 1 && strspn(name, all) == n;
+}
+
+static void set_info(struct served *s, const struct tenant_info *info) {
+    s->info = info;
+    snprintf(s->fingerprint, sizeof s->fingerprint, "bd-%.16s-%" PRIu64,
+             info->hash[0] ? info->hash : "unknown", info->generation);
+}
+
+static struct served *served_new(const char *name, struct tenant *tenant,
+                                 const struct tenant_info *info) {
+    struct served *s = calloc(1, sizeof *s);
+    if (!s)
+        return NULL;
+    s->refs = 1;
+    snprintf(s->name, sizeof s->name, "%s", name);
+    s->tenant = tenant;
+    set_info(s, info);
+    return s;
+}
+
+struct served *served_ref(struct served *s) {
+    s->refs++;
+    return s;
+}
+
+void served_unref(struct served *s) {
+    if (!s || --s->refs)
+        return;
+    tokenizer_close(s->own_tokenizer);
+    tenant_unref(s->tenant);
+    free(s);
+}
+
+err_t registry_open(struct registry *r, const char *base_name, const struct tenant_info *info,
+                    const struct tokenizer *t, struct why *why) {
+    *r = (struct registry){0};
+    r->base = served_new(base_name, NULL, info);
+    if (!r->base)
+        return why_set(why, E_NOMEM, "no memory for the registry");
+    r->base->tokenizer = t;
+    return E_OK;
+}
+
+void registry_refresh_base(struct registry *r, const struct tenant_info *info) {
+    if (r->base->info != info)
+        set_info(r->base, info);
+}
+
+void registry_close(struct registry *r) {
+    for (int i = 0; i < r->n; i++)
+        served_unref(r->tenants[i]);
+    free(r->tenants);
+    served_unref(r->base);
+    *r = (struct registry){0};
+}
+
+/* Index of the first tenant whose name is not below `name`. */
+static int place_of(const struct registry *r, const char *name) {
+    int low = 0, high = r->n;
+    while (low < high) {
+        int middle = low + (high - low) / 2;
+        if (strcmp(r->tenants[middle]->name, name) < 0)
+            low = middle + 1;
+        else
+            high = middle;
+    }
+    return low;
+}
+
+struct served *registry_find(const struct registry *r, const char *name) {
+    if (strcmp(name, r->base->name) == 0)
+        return r->base;
+    int i = place_of(r, name);
+    return i < r->n && strcmp(r->tenants[i]->name, name) == 0 ? r->tenants[i] : NULL;
+}
+
+static err_t reserve(struct registry *r, struct why *why) {
+    if (r->n < r->cap)
+        return E_OK;
+    if (r->n == MAX_TENANTS)
+        return why_set(why, E_NOMEM, "No more than %d tenants.", MAX_TENANTS);
+    int cap = r->cap ? 2 * r->cap : 64;
+    struct served **grown = realloc(r->tenants, (size_t)cap * sizeof *grown);
+    if (!grown)
+        return why_set(why, E_NOMEM, "%s", err_sentence(E_NOMEM));
+    r->tenants = grown;
+    r->cap = cap;
+    return E_OK;
+}
+
+/* The same bits under a second name share memory. */
+static struct tenant *share_equal(const struct registry *r, struct tenant *tenant) {
+    const char *hash = tenant_info(tenant)->hash;
+    for (int i = 0; i < r->n; i++)
+        if (strcmp(r->tenants[i]->info->hash, hash) == 0) {
+            struct tenant *same = tenant_ref(r->tenants[i]->tenant);
+            tenant_unref(tenant);
+            return same;
+        }
+    return tenant;
+}
+
+err_t registry_put(struct registry *r, const char *name, struct tenant *tenant,
+                   const struct tokenizer *base, bool *replaced, struct served **out,
+                   struct why *why) {
+    err_t e = E_OK;
+    struct served *s = NULL;
+    if (!registry_name_ok(name))
+        e = why_set(why, E_INVAL,
+                    "A name is 1 to 64 of A-Z a-z 0-9 . _ : - and starts with a "
+                    "letter or digit.");
+    else if (strcmp(name, r->base->name) == 0)
+        e = why_set(why, E_INVAL, "That name is the base model's.");
+    if (!e)
+        e = reserve(r, why);
+    if (e)
+        goto out;
+    tenant = share_equal(r, tenant);
+    s = served_new(name, tenant, tenant_info(tenant));
+    if (!s) {
+        e = why_set(why, E_NOMEM, "%s", err_sentence(E_NOMEM));
+        goto out;
+    }
+    tenant = NULL; /* s has it now */
+    e = tokenizer_extend(&s->own_tokenizer, base, s->info->tokenizer_json, s->info->vocab, why);
+    if (e)
+        goto out;
+    s->tokenizer = s->own_tokenizer;
+    int i = place_of(r, name);
+    *replaced = i < r->n && strcmp(r->tenants[i]->name, name) == 0;
+    if (*replaced) {
+        served_unref(r->tenants[i]);
+    } else {
+        memmove(r->tenants + i + 1, r->tenants + i, (size_t)(r->n - i) * sizeof *r->tenants);
+        r->n++;
+    }
+    r->tenants[i] = s;
+    *out = s;
+    s = NULL;
+out:
+    served_unref(s);
+    tenant_unref(tenant);
+    return e;
+}
+
+bool registry_remove(struct registry *r, const char *name) {
+    int i = place_of(r, name);
+    if (i == r->n || strcmp(r->tenants[i]->name, name) != 0)
+        return false;
+    served_unref(r->tenants[i]);
+    r->n--;
+    memmove(r->tenants + i, r->tenants + i + 1, (size_t)(r->n - i) * sizeof *r->tenants);
+    return true;
+}

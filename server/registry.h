@@ -1,0 +1,57 @@
+/* What can be named in `model`: the base and the tenants. A name maps to a `served`: a tenant
+ * handle with its tokenizer, counted, so that a request keeps what it started with while the name
+ * moves on to other bits or goes away. Loop thread only. */
+#ifndef SERVER_REGISTRY_H
+#define SERVER_REGISTRY_H
+
+#include <stdbool.h>
+#include <stdint.h>
+
+#include "engine/engine.h"
+#include "tokenizer/tokenizer.h"
+
+enum {
+    REGISTRY_NAME_BYTES = 65,
+    REGISTRY_PRINT_BYTES = 64, /* "bd-" + 16 hex of the content hash + "-" + generation */
+};
+
+struct served {
+    int refs;
+    char name[256]; /* the base's name may be longer than a tenant's */
+    char fingerprint[REGISTRY_PRINT_BYTES];
+    struct tenant *tenant;             /* one reference; NULL: the base */
+    const struct tenant_info *info;    /* lives as long as the tenant or the engine */
+    struct tokenizer *own_tokenizer;   /* owned; NULL: the base's */
+    const struct tokenizer *tokenizer; /* the one to use */
+};
+
+struct registry {
+    struct served *base;     /* owned reference */
+    struct served **tenants; /* [n], owned references, by name */
+    int n, cap;
+};
+
+/* [A-Za-z0-9][A-Za-z0-9._:-]{0,63} */
+bool registry_name_ok(const char *name);
+
+err_t registry_open(struct registry *r, const char *base_name, const struct tenant_info *info,
+                    const struct tokenizer *t, struct why *why);
+void registry_close(struct registry *r);
+/* The base's hash may become known after the start. */
+void registry_refresh_base(struct registry *r, const struct tenant_info *info);
+
+/* Borrowed; NULL: no such name. served_ref to keep it. */
+struct served *registry_find(const struct registry *r, const char *name);
+/* Puts `tenant` (the reference is given, on failure too) under `name` in place of what stood there.
+ * A tenant of the same content as one served already becomes another name for that one.
+ * *replaced says whether the name existed; *out is borrowed. Errors: E_INVAL (bad name, base's
+ * name), E_FORMAT (its tokenizer additions), E_NOMEM. */
+err_t registry_put(struct registry *r, const char *name, struct tenant *tenant,
+                   const struct tokenizer *base, bool *replaced, struct served **out,
+                   struct why *why);
+bool registry_remove(struct registry *r, const char *name); /* false: no such tenant */
+
+struct served *served_ref(struct served *s);
+void served_unref(struct served *s); /* NULL is fine */
+
+#endif

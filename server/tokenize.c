@@ -1,0 +1,195 @@
+#include "server/tokenize.h"
+
+#include <stdlib.h>
+#include <string.h>
+
+#include "server/json.h"
+#include "server/server.h"
+
+/* One call, carried through two turns of a worker: read the body, then do the work with the model
+ * that the loop thread looked up in between. */
+struct job {
+    struct server *server;
+    struct exchange *x; /* NULL: the client left */
+    bool decode;
+    struct buf body;
+    json_t *request;
+    struct served *model; /* one reference */
+    char *reply;          /* malloc'ed JSON */
+    size_t n_reply;
+    err_t error;
+    const char *field;
+    struct why why;
+    uv_work_t work;
+};
+
+static void job_free(struct job *j) {
+    buf_free(&j->body);
+    json_decref(j->request);
+    served_unref(j->model);
+    free(j->reply);
+    free(j);
+}
+
+static void on_gone(struct exchange *x) {
+    struct job *j = x->work;
+    j->x = NULL;
+}
+
+static void finish(struct job *j) {
+    struct exchange *x = j->x;
+    if (x) {
+        x->on_gone = NULL;
+        if (j->error) {
+            http_reply_error(x, j->error, j->field, &j->why);
+        } else {
+            http_reply(x, 200, "application/json", j->reply, j->n_reply);
+            j->reply = NULL;
+        }
+    }
+    job_free(j);
+}
+
+static err_t encode(struct job *j) {
+    json_t *prompt = json_object_get(j->request, "prompt");
+    json_t *special = json_object_get(j->request, "add_special_tokens");
+    int32_t *ids = NULL, n = 0;
+    j->field = "prompt";
+    if (!json_is_string(prompt))
+        return why_set(&j->why, E_INVAL, "'prompt' must be a string.");
+    if (special && !json_is_null(special) && !json_is_boolean(special)) {
+        j->field = "add_special_tokens";
+        return why_set(&j->why, E_INVAL, "'add_special_tokens' must be true or false.");
+    }
+    unsigned flags = ENCODE_PARSE_SPECIAL | (json_is_false(special) ? 0u : ENCODE_SPECIAL_TOKENS);
+    size_t max_bytes = j->server->options->max_prompt_bytes;
+    err_t e =
+        tokenizer_encode(j->model->tokenizer, json_string_value(prompt), json_string_length(prompt),
+                         flags, max_bytes, INT32_MAX, &ids, &n, &j->why);
+    if (e)
+        return e;
+    json_t *tokens = json_array();
+    for (int32_t i = 0; i < n; i++)
+        json_array_append_new(tokens, json_integer(ids[i]));
+    free(ids);
+    j->reply = json_finish(json_pack("{s:i,s:i,s:o}", "count", (int)n, "max_model_len",
+                                     (int)j->model->info->context, "tokens", tokens),
+                           &j->n_reply);
+    return j->reply ? E_OK : E_NOMEM;
+}
+
+static err_t read_tokens(struct job *j, int32_t **ids, int32_t *n) {
+    json_t *tokens = json_object_get(j->request, "tokens");
+    size_t count = json_array_size(tokens);
+    j->field = "tokens";
+    if (!json_is_array(tokens) || count > INT32_MAX)
+        return why_set(&j->why, E_INVAL, "'tokens' must be an array of token ids.");
+    *ids = malloc((count + 1) * sizeof **ids);
+    if (!*ids)
+        return E_NOMEM;
+    for (size_t i = 0; i < count; i++) {
+        json_t *v = json_array_get(tokens, i);
+        json_int_t id = json_integer_value(v);
+        if (!json_is_integer(v) || id < 0 || id >= j->model->info->vocab)
+            return why_set(&j->why, E_TOKEN_RANGE,
+                           "'tokens' element %zu is not a token id from 0 to %d.", i,
+                           j->model->info->vocab - 1);
+        (*ids)[i] = (int32_t)id;
+    }
+    *n = (int32_t)count;
+    return E_OK;
+}
+
+static err_t decode(struct job *j) {
+    int32_t *ids = NULL, n = 0;
+    char *text = NULL;
+    size_t n_text = 0;
+    err_t e = read_tokens(j, &ids, &n);
+    if (!e)
+        e = tokenizer_decode(j->model->tokenizer, ids, n, false, &text, &n_text);
+    if (!e) {
+        j->reply =
+            json_finish(json_pack("{s:o}", "prompt", json_stringn(text, n_text)), &j->n_reply);
+        e = j->reply ? E_OK : E_NOMEM;
+    }
+    free(ids);
+    free(text);
+    return e;
+}
+
+static void work_convert(uv_work_t *w) {
+    struct job *j = w->data;
+    j->error = j->decode ? decode(j) : encode(j);
+}
+
+static void after_convert(uv_work_t *w, int status) {
+    (void)status;
+    finish(w->data);
+}
+
+static void work_read(uv_work_t *w) {
+    struct job *j = w->data;
+    j->error = json_read_object(j->body.data ? j->body.data : "", j->body.n, &j->request, &j->why);
+    buf_free(&j->body);
+}
+
+static void after_read(uv_work_t *w, int status) {
+    struct job *j = w->data;
+    struct server *s = j->server;
+    (void)status;
+    json_t *name = json_object_get(j->request, "model");
+    struct served *model = s->registry.base;
+    if (!j->error && name && !json_is_null(name)) {
+        model = json_is_string(name) ? registry_find(&s->registry, json_string_value(name)) : NULL;
+        if (!model) {
+            j->field = "model";
+            j->error = E_NO_MODEL;
+        }
+    }
+    if (j->error || !j->x) {
+        finish(j);
+        return;
+    }
+    j->model = served_ref(model);
+    uv_queue_work(&s->loop, &j->work, work_convert, after_convert);
+}
+
+static void start(struct server *s, struct exchange *x, bool is_decode) {
+    struct job *j = calloc(1, sizeof *j);
+    if (!j) {
+        http_reply_error(x, E_NOMEM, NULL, NULL);
+        return;
+    }
+    j->server = s;
+    j->x = x;
+    j->decode = is_decode;
+    j->body = http_take_body(x);
+    j->work.data = j;
+    x->work = j;
+    x->on_gone = on_gone;
+    uv_queue_work(&s->loop, &j->work, work_read, after_read);
+}
+
+void tokenize_handle(struct server *s, struct exchange *x) {
+    start(s, x, false);
+}
+
+void detokenize_handle(struct server *s, struct exchange *x) {
+    start(s, x, true);
+}
+
+static json_t *token_text(const struct tokenizer *t, int32_t id) {
+    size_t n = 0;
+    const char *text = id >= 0 ? tokenizer_piece(t, id, &n) : NULL;
+    return text ? json_stringn(text, n) : json_null();
+}
+
+/* What evaluation harnesses ask for before they tokenise remotely. */
+void tokenizer_info_handle(struct server *s, struct exchange *x) {
+    const struct tokenizer_facts *f = tokenizer_facts(s->tokenizer);
+    http_reply_json(x, 200,
+                    json_pack("{s:o,s:o,s:n,s:s?}", "bos_token",
+                              token_text(s->tokenizer, f->bos_id), "eos_token",
+                              token_text(s->tokenizer, f->eos_id), "pad_token", "chat_template",
+                              f->chat_template));
+}
