@@ -1,8 +1,10 @@
 # bitdeltad: `make help` prints the targets. Everything is built under build/ (or O=DIR).
 #   MODE=release (default) | asan (address + undefined) | tsan (threads): each in a folder of its own
-#   CFLAGS reach C, CXXFLAGS the one C++ file, NVCCFLAGS the CUDA backend (only where nvcc is found)
+#   V=1 shows the commands; CFLAGS reach C, CXXFLAGS the one C++ file, NVCCFLAGS the CUDA backend (only where nvcc is found)
 MAKEFLAGS += -r
 MODE ?= release
+JOBS ?= $(shell nproc)
+Q := $(if $(V),,@)
 O ?= $(if $(filter release,$(MODE)),build,build/$(MODE))
 PREFIX ?= /usr/local
 VERSION := $(shell git describe --tags --always --dirty 2>/dev/null || echo unknown)
@@ -14,7 +16,7 @@ OPT_release := -O2
 OPT_asan := -O1
 OPT_tsan := -O1
 COMMON := $(OPT_$(MODE)) -g $(SAN_$(MODE)) -I. -MMD -MP -fPIC -fstack-protector-strong
-CFLAGS += -std=c17 -D_GNU_SOURCE -DBITDELTA_VERSION='"$(VERSION)"' $(WARN) $(COMMON)
+CFLAGS += -std=c17 -D_GNU_SOURCE $(WARN) $(COMMON)
 CXXFLAGS += -std=c++17 $(WARN) $(COMMON)
 LDFLAGS += $(SAN_$(MODE))
 LDLIBS := -ljansson -lcrypto -lsentencepiece -lpthread -ldl -lm
@@ -36,17 +38,17 @@ PROGRAMS := $(O)/bitdeltad $(O)/bitdelta $(if $(NVCC),$(if $(CUDA),$(O)/libbitde
 help: ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 14
 all: deps ## install what is missing (apt), build the programs
-	@$(MAKE) --no-print-directory programs
+	@$(MAKE) --no-print-directory -j$(JOBS) programs
 deps: ## install the build dependencies (Debian 12, Ubuntu 24.04)
 	@sh deploy/install-deps.sh
 programs: $(PROGRAMS) ## build, with everything installed already
 demo: all ## serve the shipped base and tenants, print one completion of each (DEMO_ONCE=1: then exit)
 	@sh demo/run.sh $(O)
 test: all ## build and run every test
-	@$(MAKE) --no-print-directory $(O)/test
+	@$(MAKE) --no-print-directory -j$(JOBS) $(O)/test
 	@$(O)/test
 bench: all ## measure this machine's ceilings and what the CPU backend reaches
-	@$(MAKE) --no-print-directory $(O)/bench
+	@$(MAKE) --no-print-directory -j$(JOBS) $(O)/bench
 	@$(O)/bench
 fuzz: deps ## fuzz every parser of outside bytes with libFuzzer, FUZZ_SECONDS each (default 60)
 	@sh tests/fuzz/run.sh $(or $(FUZZ_SECONDS),60)
@@ -63,29 +65,35 @@ docs: $(O)/bitdeltad ## regenerate the documents made from tables
 	@$(O)/bitdeltad --print-options-example > deploy/bitdeltad.conf.example
 
 $(O)/bitdeltad: $(call obj,$(LIB) $(SERVER) server/main.c)
-	$(CXX) $(LDFLAGS) -o $@ $^ -lmicrohttpd -luv $(LDLIBS)
+	@$(if $(V),:,echo '  link $@')
+	$(Q)$(CXX) $(LDFLAGS) -o $@ $^ -lmicrohttpd -luv $(LDLIBS)
 $(O)/bitdelta: $(call obj,$(LIB) $(TOOL) compress/main.c)
-	$(CXX) $(LDFLAGS) -o $@ $^ -lzip $(LDLIBS)
+	@$(if $(V),:,echo '  link $@')
+	$(Q)$(CXX) $(LDFLAGS) -o $@ $^ -lzip $(LDLIBS)
 $(O)/test: $(call obj,$(LIB) $(SERVER) $(TOOL) $(TESTS)) $(PROGRAMS)
-	$(CXX) $(LDFLAGS) -o $@ $(filter %.o,$^) -lmicrohttpd -luv -lzip $(LDLIBS)
+	@$(if $(V),:,echo '  link $@')
+	$(Q)$(CXX) $(LDFLAGS) -o $@ $(filter %.o,$^) -lmicrohttpd -luv -lzip $(LDLIBS)
 $(O)/bench: $(call obj,$(LIB) $(call src,tests/bench))
-	$(CXX) $(LDFLAGS) -o $@ $^ $(LDLIBS)
+	@$(if $(V),:,echo '  link $@')
+	$(Q)$(CXX) $(LDFLAGS) -o $@ $^ $(LDLIBS)
 $(O)/libbitdelta_cuda.so: $(addprefix $(O)/,$(addsuffix .o,$(CUDA)))
-	$(NVCC) $(NVCCFLAGS) -shared -cudart static -o $@ $^ -lcublas
+	@$(if $(V),:,echo '  link $@')
+	$(Q)$(NVCC) $(NVCCFLAGS) -shared -cudart static -o $@ $^ -lcublas
 
 # One file per instruction set; which one runs is chosen at run time.
 $(O)/kernels/cpu/%_avx2.c.o: CFLAGS += -O3 -mavx2 -mfma -mf16c
 $(O)/kernels/cpu/%_avx512.c.o: CFLAGS += -O3 -mavx512f -mavx512bw -mavx512vl -mavx512dq -mfma -mf16c
 $(O)/kernels/cpu/%.c.o: CFLAGS += -O3
+$(O)/config/options.c.o $(O)/compress/main.c.o: CFLAGS += -DBITDELTA_VERSION='"$(VERSION)"'
 $(O)/%.c.o: %.c Makefile
-	@mkdir -p $(@D)
-	$(CC) $(CFLAGS) -c -o $@ $<
+	@mkdir -p $(@D)$(if $(V),, && echo '  cc   $<')
+	$(Q)$(CC) $(CFLAGS) -c -o $@ $<
 $(O)/%.cc.o: %.cc Makefile
-	@mkdir -p $(@D)
-	$(CXX) $(CXXFLAGS) -c -o $@ $<
+	@mkdir -p $(@D)$(if $(V),, && echo '  cxx  $<')
+	$(Q)$(CXX) $(CXXFLAGS) -c -o $@ $<
 $(O)/%.cu.o: %.cu Makefile $(wildcard kernels/*.h kernels/cuda/*.cuh)
-	@mkdir -p $(@D)
-	$(NVCC) $(NVCCFLAGS) -c -o $@ $<
+	@mkdir -p $(@D)$(if $(V),, && echo '  nvcc $<')
+	$(Q)$(NVCC) $(NVCCFLAGS) -c -o $@ $<
 -include $(shell find $(O) -name '*.d' 2>/dev/null)
 
 install: programs ## install to $(DESTDIR)$(PREFIX)
