@@ -46,7 +46,7 @@ struct live {
 struct engine {
     struct engine_options options;
     struct kernels *kernels;
-    struct base base;
+    struct base_model base;
     struct tenant_store store;
     struct ring commands, events;
 
@@ -203,7 +203,7 @@ static void publish(struct engine *e) {
  * visible before the pointer. */
 static void publish_hash(struct engine *e) {
     const struct tenant_info *shown = atomic_load_explicit(&e->base_info, memory_order_relaxed);
-    const char *hash = shown == &e->hashed_info ? NULL : base_fingerprint_now(&e->base);
+    const char *hash = shown == &e->hashed_info ? NULL : base_model_fingerprint_now(&e->base);
     if (!hash)
         return;
     e->hashed_info = *shown;
@@ -404,14 +404,14 @@ static err_t open_lists(struct engine *e, struct why *why) {
 }
 
 static err_t open_model(struct engine *e, const struct engine_options *o, struct why *why) {
-    err_t error = base_open(&e->base, o->base_dir, why);
+    err_t error = base_model_open(&e->base, o->base_dir, why);
     if (error)
         return error;
     struct model_shape *shape = &e->base.checkpoint.config.shape;
     shape->max_vocab = shape->vocab + o->extra_vocab;
     error = backend_open(&e->kernels, o->device, shape, o->max_batch_tokens, o->threads, why);
     if (!error)
-        error = base_load(&e->base, e->kernels, o->threads, why);
+        error = base_model_load(&e->base, e->kernels, o->threads, why);
     if (!error)
         error = tenant_store_open(&e->store, &e->base, o->max_tenant_bytes, why);
     atomic_store(&e->base_info, &e->store.of_base.info);
@@ -491,7 +491,7 @@ void engine_close(struct engine *e) {
     kv_free(&e->kv);
     free(e->live);
     tenant_store_close(&e->store);
-    base_close(&e->base);
+    base_model_close(&e->base);
     if (e->kernels)
         e->kernels->ops->close(e->kernels);
     pthread_mutex_destroy(&e->stats_lock);

@@ -178,7 +178,7 @@ static err_t read_file(struct tenant *t, int fd, const char *label, struct why *
     struct tenant_store *s = t->store;
     const struct model_config *base = &s->base->checkpoint.config;
     const char *fingerprint;
-    err_t e = base_fingerprint(s->base, &fingerprint, why);
+    err_t e = base_model_fingerprint(s->base, &fingerprint, why);
     struct stat st;
     if (!e && (fstat(fd, &st) != 0 || !S_ISREG(st.st_mode)))
         e = why_set(why, E_IO, "%.200s is not a regular file", label);
@@ -285,7 +285,7 @@ static err_t open_base(struct tenant_store *s, struct why *why) {
     return E_OK;
 }
 
-err_t tenant_store_open(struct tenant_store *s, struct base *base, size_t max_bytes,
+err_t tenant_store_open(struct tenant_store *s, struct base_model *base, size_t max_bytes,
                         struct why *why) {
     *s = (struct tenant_store){.kernels = base->kernels, .base = base, .max_bytes = max_bytes};
     pthread_mutex_init(&s->device_lock, NULL);

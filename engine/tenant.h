@@ -10,7 +10,7 @@
 #include <pthread.h>
 #include <stdatomic.h>
 
-#include "engine/base.h"
+#include "engine/base_model.h"
 #include "engine/engine.h"
 #include "engine/tenant_file.h"
 
@@ -39,7 +39,7 @@ struct tenant {
 
 struct tenant_store {
     struct kernels *kernels; /* borrowed, as is base */
-    struct base *base;
+    struct base_model *base;
     size_t max_bytes; /* 0: no limit */
     struct tenant of_base;
 
@@ -59,7 +59,7 @@ struct tenant_store {
 };
 
 /* Makes the base's own tenant, of generation 0, and starts the thread that frees tenants. */
-err_t tenant_store_open(struct tenant_store *s, struct base *base, size_t max_bytes,
+err_t tenant_store_open(struct tenant_store *s, struct base_model *base, size_t max_bytes,
                         struct why *why);
 /* Every tenant must be unref'ed. Also after an error of open. */
 void tenant_store_close(struct tenant_store *s);

@@ -9,7 +9,7 @@
 struct engine_options drive_options(const char *base_dir) {
     return (struct engine_options){.base_dir = base_dir,
                                    .device = "cpu",
-                                   .threads = 2,
+                                   .threads = DRIVE_SLOW ? 1 : 2,
                                    .kv_tokens = 4096,
                                    .max_batch_tokens = 256,
                                    .max_seqs = 16,

@@ -5,6 +5,13 @@
 
 #include "engine/engine.h"
 
+/* Sanitizers run the kernels ten to fifty times slower: tests do less there. */
+#if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
+enum { DRIVE_SLOW = 1 };
+#else
+enum { DRIVE_SLOW = 0 };
+#endif
+
 struct reply {
     struct gen_event *event; /* [n_events] in order */
     int32_t n_events, capacity;

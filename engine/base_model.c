@@ -1,5 +1,5 @@
 /* Loading is a list of independent slabs and a few threads that take the next one each. */
-#include "engine/base.h"
+#include "engine/base_model.h"
 
 #include <stdatomic.h>
 #include <stdio.h>
@@ -15,7 +15,7 @@ enum {
 };
 
 struct loading {
-    struct base *base;
+    struct base_model *base;
     _Atomic int32_t next;
     _Atomic bool failed;
     pthread_mutex_t lock; /* place() takes one caller at a time; guards error and why as well */
@@ -23,14 +23,14 @@ struct loading {
     struct why why;
 };
 
-err_t base_open(struct base *b, const char *dir, struct why *why) {
-    *b = (struct base){0};
+err_t base_model_open(struct base_model *b, const char *dir, struct why *why) {
+    *b = (struct base_model){0};
     pthread_mutex_init(&b->lock, NULL);
     pthread_cond_init(&b->hashed, NULL);
     return checkpoint_open(&b->checkpoint, dir, why);
 }
 
-static const struct model_shape *shape_of(const struct base *b) {
+static const struct model_shape *shape_of(const struct base_model *b) {
     return &b->checkpoint.config.shape;
 }
 
@@ -46,8 +46,8 @@ static size_t linear_bytes(const struct model_shape *s, enum linear which) {
 }
 
 /* dst: [N joined, K] fp16 */
-static err_t read_linear(const struct base *b, int32_t layer, enum linear which, uint16_t *dst,
-                         struct why *why) {
+static err_t read_linear(const struct base_model *b, int32_t layer, enum linear which,
+                         uint16_t *dst, struct why *why) {
     const struct model_shape *s = shape_of(b);
     for (int32_t i = 0; i < linear_n_parts(which); i++) {
         enum part p = (enum part)((int32_t)linear_first_part(which) + i);
@@ -64,7 +64,7 @@ static err_t read_linear(const struct base *b, int32_t layer, enum linear which,
 }
 
 /* dst: [2L + 1, D] */
-static err_t read_norms(const struct base *b, float *dst, struct why *why) {
+static err_t read_norms(const struct base_model *b, float *dst, struct why *why) {
     const struct model_shape *s = shape_of(b);
     for (int32_t i = 0; i < 2 * s->n_layers + 1; i++) {
         char name[PART_NAME_CAP];
@@ -80,7 +80,7 @@ static err_t read_norms(const struct base *b, float *dst, struct why *why) {
 /* Slabs after the linears. */
 enum { SLAB_NORM, SLAB_EMBED, SLAB_HEAD };
 
-static size_t slab_bytes(const struct base *b, int32_t i) {
+static size_t slab_bytes(const struct base_model *b, int32_t i) {
     const struct model_shape *s = shape_of(b);
     int32_t n_linears = s->n_layers * N_LINEARS;
     if (i < n_linears)
@@ -90,7 +90,7 @@ static size_t slab_bytes(const struct base *b, int32_t i) {
     return (size_t)s->vocab * (size_t)s->dim * sizeof(uint16_t);
 }
 
-static err_t read_slab(const struct base *b, int32_t i, void *dst, struct why *why) {
+static err_t read_slab(const struct base_model *b, int32_t i, void *dst, struct why *why) {
     const struct model_shape *s = shape_of(b);
     int32_t n_linears = s->n_layers * N_LINEARS;
     if (i < n_linears)
@@ -102,7 +102,7 @@ static err_t read_slab(const struct base *b, int32_t i, void *dst, struct why *w
 }
 
 static err_t place_slab(struct loading *l, int32_t i, void *block, size_t bytes, struct why *why) {
-    struct base *b = l->base;
+    struct base_model *b = l->base;
     pthread_mutex_lock(&l->lock);
     err_t e = b->kernels->ops->place(b->kernels, block, bytes, &b->slab[i].device);
     if (!e) {
@@ -149,7 +149,7 @@ static void *loader_thread(void *arg) {
     return NULL;
 }
 
-static err_t load_slabs(struct base *b, int32_t threads, struct why *why) {
+static err_t load_slabs(struct base_model *b, int32_t threads, struct why *why) {
     struct loading l = {.base = b};
     pthread_t thread[MAX_LOADERS];
     int32_t n = 0, want = threads > 0 ? threads : (int32_t)sysconf(_SC_NPROCESSORS_ONLN);
@@ -166,7 +166,7 @@ static err_t load_slabs(struct base *b, int32_t threads, struct why *why) {
     return l.error;
 }
 
-static void bind_weights(struct base *b) {
+static void bind_weights(struct base_model *b) {
     int32_t n_linears = shape_of(b)->n_layers * N_LINEARS;
     for (int32_t i = 0; i < n_linears; i++)
         b->weights.linear[i] = b->slab[i].device;
@@ -179,7 +179,7 @@ static void bind_weights(struct base *b) {
 /* ---- the fingerprint ------------------------------------------------------------------------- */
 
 static void *hasher_thread(void *arg) {
-    struct base *b = arg;
+    struct base_model *b = arg;
     unsigned char digest[SHA256_BYTES];
     struct why why = {""};
     int64_t start = mono_us();
@@ -199,7 +199,7 @@ static void *hasher_thread(void *arg) {
     return NULL;
 }
 
-err_t base_fingerprint(struct base *b, const char **hex, struct why *why) {
+err_t base_model_fingerprint(struct base_model *b, const char **hex, struct why *why) {
     pthread_mutex_lock(&b->lock);
     while (!b->known)
         pthread_cond_wait(&b->hashed, &b->lock);
@@ -210,7 +210,7 @@ err_t base_fingerprint(struct base *b, const char **hex, struct why *why) {
     return b->hash_error;
 }
 
-const char *base_fingerprint_now(struct base *b) {
+const char *base_model_fingerprint_now(struct base_model *b) {
     pthread_mutex_lock(&b->lock);
     bool known = b->known && !b->hash_error;
     pthread_mutex_unlock(&b->lock);
@@ -219,7 +219,7 @@ const char *base_fingerprint_now(struct base *b) {
 
 /* ---- the door -------------------------------------------------------------------------------- */
 
-err_t base_load(struct base *b, struct kernels *k, int32_t threads, struct why *why) {
+err_t base_model_load(struct base_model *b, struct kernels *k, int32_t threads, struct why *why) {
     const struct model_shape *s = shape_of(b);
     int32_t n_linears = s->n_layers * N_LINEARS;
     b->kernels = k;
@@ -239,7 +239,7 @@ err_t base_load(struct base *b, struct kernels *k, int32_t threads, struct why *
     return b->hashing ? E_OK : why_set(why, E_NOMEM, "no thread for the base's fingerprint");
 }
 
-void base_close(struct base *b) {
+void base_model_close(struct base_model *b) {
     if (b->hashing)
         pthread_join(b->hasher, NULL);
     for (int32_t i = 0; b->slab && i < b->n_slabs; i++)
@@ -250,5 +250,5 @@ void base_close(struct base *b) {
     checkpoint_close(&b->checkpoint);
     pthread_cond_destroy(&b->hashed);
     pthread_mutex_destroy(&b->lock);
-    *b = (struct base){0};
+    *b = (struct base_model){0};
 }

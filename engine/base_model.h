@@ -4,19 +4,19 @@
  * Matrices are read, converted and placed by several threads, one matrix at a time each, so that
  * the host holds no second copy of the model. The fingerprint takes a pass over all bytes, so a
  * thread of its own computes it behind the first requests; who needs it waits for it. */
-#ifndef ENGINE_BASE_H
-#define ENGINE_BASE_H
+#ifndef ENGINE_BASE_MODEL_H
+#define ENGINE_BASE_MODEL_H
 
 #include <pthread.h>
 
 #include "engine/checkpoint.h"
 
 struct base_slab {
-    void *device; /* owned by the backend, given back in base_close */
+    void *device; /* owned by the backend, given back in base_model_close */
     size_t bytes;
 };
 
-struct base {
+struct base_model {
     struct checkpoint checkpoint;
     struct kernels *kernels;     /* borrowed */
     struct base_slab *slab;      /* [n_slabs] owned: L * N_LINEARS, then norms, embedding, head */
@@ -36,16 +36,16 @@ struct base {
 };
 
 /* Opens the folder: the shape is known, nothing is loaded. Errors: those of checkpoint_open. */
-err_t base_open(struct base *b, const char *dir, struct why *why);
+err_t base_model_open(struct base_model *b, const char *dir, struct why *why);
 /* Places the weights and starts the fingerprint's thread. threads: 0 is one a core.
  * Errors: E_IO, E_FORMAT, E_NOMEM. */
-err_t base_load(struct base *b, struct kernels *k, int32_t threads, struct why *why);
+err_t base_model_load(struct base_model *b, struct kernels *k, int32_t threads, struct why *why);
 /* Also after an error of either; the backend must still be open. */
-void base_close(struct base *b);
+void base_model_close(struct base_model *b);
 
 /* The fingerprint in hex; waits until it is known. Any thread. */
-err_t base_fingerprint(struct base *b, const char **hex, struct why *why);
+err_t base_model_fingerprint(struct base_model *b, const char **hex, struct why *why);
 /* The same without waiting: NULL while it is not known. */
-const char *base_fingerprint_now(struct base *b);
+const char *base_model_fingerprint_now(struct base_model *b);
 
 #endif
