@@ -358,7 +358,7 @@ static bool print_texts(int argc, char *const *argv) {
     if (asked(argc, argv, "--help") || asked(argc, argv, "-h"))
         options_print_help(stdout);
     else if (asked(argc, argv, "--version"))
-        printf("bitdeltad %s\n", BITDELTA_VERSION);
+        printf("bitdeltad %s\n", options_version());
     else if (asked(argc, argv, "--print-options-md"))
         options_print_markdown(stdout);
     else if (asked(argc, argv, "--print-options-example"))
@@ -366,6 +366,10 @@ static bool print_texts(int argc, char *const *argv) {
     else
         return false;
     return true;
+}
+
+const char *options_version(void) {
+    return BITDELTA_VERSION;
 }
 
 err_t options_load(struct options *o, int argc, char *const *argv, bool *done, struct why *why) {

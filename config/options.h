@@ -60,6 +60,7 @@ err_t options_set(struct options *o, const char *name, const char *value, enum o
 err_t options_parse_file(struct options *o, const char *path, const char *text, size_t n,
                          struct why *why);
 
+const char *options_version(void); /* of this build */
 void options_print_help(FILE *f);
 void options_print_markdown(FILE *f);                 /* docs/options.md */
 void options_print_example(FILE *f);                  /* deploy/bitdeltad.conf.example */

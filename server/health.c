@@ -32,8 +32,6 @@ void ready_handle(struct server *s, struct exchange *x) {
 }
 
 void version_handle(struct server *s, struct exchange *x) {
-    static const char text[] = "{\"version\":\"" BITDELTA_VERSION "\"}";
     (void)s;
-    char *copy = strdup(text);
-    http_reply(x, 200, "application/json", copy, copy ? sizeof text - 1 : 0);
+    http_reply_json(x, 200, json_pack("{s:s}", "version", options_version()));
 }

@@ -90,6 +90,8 @@ static err_t open_model(struct server *s, struct why *why) {
         .max_tenant_bytes = (size_t)o->tenant_memory,
     };
     sdnotify("STATUS=Loading the base model.");
+    if (access(o->base, R_OK | X_OK) != 0)
+        return why_set(why, E_IO, "--base %s: %s", o->base, strerror(errno));
     err_t e = tokenizer_open(&s->tokenizer, o->base, why);
     if (!e)
         e = engine_open(&s->engine, &options, why);

@@ -234,7 +234,7 @@ err_t metrics_write(const struct server *s, struct buf *out) {
     return buf_printf(out,
                       "# TYPE bitdeltad_build_info gauge\n"
                       "bitdeltad_build_info{version=\"%s\"} 1\n",
-                      BITDELTA_VERSION);
+                      options_version());
 }
 
 void metrics_handle(struct server *s, struct exchange *x) {
