@@ -4,10 +4,10 @@
 #include <unistd.h>
 
 #include "config/clock.h"
+#include "config/utf8.h"
 #include "tests/check.h"
 #include "tokenizer/additions.h"
 #include "tokenizer/tokenizer.h"
-#include "config/utf8.h"
 #include "tokenizer/vocab.h"
 
 void fuzz_tokenizer(const uint8_t *data, size_t n);
@@ -94,7 +94,35 @@ static void use(const struct tokenizer *t, const uint8_t *data, size_t n) {
     }
 }
 
-/* First byte: what the rest is. 0: a model file; 1: additions; else: a text. */
+/* A folder with `data` as one of its settings files, read as the tool reads a fine-tune's. */
+static void read_folder(const struct tokenizer *base, const char *name, const uint8_t *data,
+                        size_t n) {
+    char dir[64], path[128], *json;
+    struct why why = {""};
+    struct tokenizer *t;
+    snprintf(dir, sizeof dir, "/tmp/fuzz-tokenizer-%d.folder", getpid());
+    snprintf(path, sizeof path, "%s/%s", dir, name);
+    mkdir(dir, 0700);
+    FILE *f = fopen(path, "wb");
+    check(f && fwrite(data, 1, n, f) == n && fclose(f) == 0, "a file");
+    err_t e = tokenizer_additions(dir, &json, &why);
+    unlink(path);
+    rmdir(dir);
+    check(e == 0 || why.text[0], "a refusal has a sentence");
+    if (e)
+        return;
+    static const uint8_t text[] = "a <|y|> <|im_end|> ba </s> b";
+    e = tokenizer_extend(&t, base, json, 300, &why);
+    check(e == 0 || why.text[0], "a refusal has a sentence");
+    free(json);
+    if (e)
+        return;
+    use(t, text, sizeof text - 1);
+    tokenizer_close(t);
+}
+
+/* First byte: what the rest is. 0: a model file; 1: additions; 3 to 5: a settings file of a folder;
+ * else: a text. */
 void fuzz_tokenizer(const uint8_t *data, size_t n) {
     static unsigned char model[8192];
     static size_t n_model;
@@ -143,6 +171,12 @@ void fuzz_tokenizer(const uint8_t *data, size_t n) {
         snprintf(path, sizeof path, "%s/tokenizer.model", dir);
         unlink(path);
         rmdir(dir);
+    }
+    static const char *const settings[] = {"tokenizer_config.json", "added_tokens.json",
+                                           "special_tokens_map.json"};
+    if (data[0] >= 3 && data[0] <= 5) {
+        read_folder(base, settings[data[0] - 3], data + 1, n - 1);
+        return;
     }
     if (data[0] != 1) {
         use(base, data + 1, n - 1);
@@ -222,6 +256,15 @@ TEST(fuzz_tokenizer_survives_damaged_models_additions_and_texts) {
         test_fail(__FILE__, __LINE__, "no /dev/null");
     run(0, model, small_model(model), 1.0);
     run(1, json, sizeof json - 1, 0.7);
+    static const char config[] =
+        "{\"added_tokens_decoder\": {\"270\": {\"content\": \"<|im_end|>\", \"special\": true}, "
+        "\"1\": {\"content\": \"<s>\"}}, \"bos_token\": {\"content\": \"<s>\"}, "
+        "\"pad_token\": null, \"additional_special_tokens\": [\"<|im_end|>\"], "
+        "\"chat_template\": [{\"name\": \"default\", \"template\": \"x\"}], \"legacy\": false}";
+    static const char added_json[] = "{\"<|im_end|>\": 270, \"w\": 271}";
+    run(3, config, sizeof config - 1, 0.5);
+    run(4, added_json, sizeof added_json - 1, 0.2);
+    run(5, config, sizeof config - 1, 0.2);
     run(2, text, sizeof text - 1, 0.7);
 }
 #endif
