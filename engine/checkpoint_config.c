@@ -278,3 +278,23 @@ err_t model_config_generation(struct model_config *c, const json_t *root, const 
         parse_eos(&r, c, eos);
     return r.e;
 }
+
+err_t model_config_same_shape(const struct model_config *a, const struct model_config *base,
+                              const char *label, struct why *why) {
+    const struct {
+        const char *name;
+        int32_t have, want;
+    } fields[] = {
+        {"num_hidden_layers", a->shape.n_layers, base->shape.n_layers},
+        {"hidden_size", a->shape.dim, base->shape.dim},
+        {"intermediate_size", a->shape.ffn_dim, base->shape.ffn_dim},
+        {"num_attention_heads", a->shape.n_heads, base->shape.n_heads},
+        {"num_key_value_heads", a->shape.n_kv_heads, base->shape.n_kv_heads},
+        {"head_dim", a->shape.head_dim, base->shape.head_dim},
+    };
+    for (size_t i = 0; i < sizeof fields / sizeof *fields; i++)
+        if (fields[i].have != fields[i].want)
+            return why_set(why, E_WRONG_BASE, "%s: %s is %d, but the base has %d", label,
+                           fields[i].name, fields[i].have, fields[i].want);
+    return E_OK;
+}

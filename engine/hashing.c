@@ -35,13 +35,10 @@ static err_t hash_one(struct work *w, struct hash_job *j, unsigned char *chunk, 
     for (uint64_t at = 0; !e && at < j->tensor->bytes;) {
         uint64_t left = j->tensor->bytes - at;
         size_t step = left < CHUNK ? (size_t)left : CHUNK;
-        const void *data = chunk;
-        if (j->bytes)
-            data = (const unsigned char *)j->bytes + at;
-        else
-            e = st_read_part(j->file, j->tensor, at, chunk, step, why);
+        void *to = j->into ? (unsigned char *)j->into + at : chunk;
+        e = st_read_part(j->file, j->tensor, at, to, step, why);
         if (!e)
-            sha256_add(&sum, data, step);
+            sha256_add(&sum, to, step);
         at += step;
         uint64_t done = atomic_fetch_add_explicit(&w->done, step, memory_order_relaxed) + step;
         if (report && w->progress)

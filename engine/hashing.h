@@ -10,13 +10,14 @@
 typedef void hash_progress_fn(void *arg, uint64_t done_bytes, uint64_t total_bytes);
 
 struct hash_job {
-    const struct st_file *file;     /* borrowed; read when bytes is NULL */
+    const struct st_file *file;     /* borrowed */
     const struct st_tensor *tensor; /* borrowed */
-    const void *bytes;              /* the tensor's data if it is in memory already */
+    void *into; /* where the tensor's bytes are left; NULL: read in pieces and dropped */
     unsigned char digest[SHA256_BYTES];
 };
 
-/* Fills the digests, largest tensors first, on up to one thread per core. progress may be NULL. */
+/* Reads the tensors and fills the digests, largest first, on up to one thread per core. progress
+ * may be NULL. */
 err_t hash_tensors(struct hash_job *job, int32_t n, hash_progress_fn *progress, void *arg,
                    struct why *why);
 

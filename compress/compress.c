@@ -1,0 +1,167 @@
+/* `bitdelta compress`: a full fine-tune in a Hugging Face folder becomes a tenant file. Differences
+ * are taken in FP32 from the stored dtypes: in 16 bits, small ones would vanish or change sign. */
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "compress/base.h"
+#include "compress/diff.h"
+
+struct job {
+    struct base base;
+    struct checkpoint fine;
+    struct diff_options options;
+    struct report report;
+    struct tenant_writer *w;
+};
+
+static err_t parse_options(struct diff_options *o, const struct args *a, struct why *why) {
+    const char *scale = arg(a, "--scale"), *embed = arg(a, "--embed");
+    o->per_row = !scale || strcmp(scale, "row") == 0;
+    if (!o->per_row && strcmp(scale, "matrix") != 0)
+        return why_set(why, E_USAGE, "--scale must be row or matrix, not \"%.32s\"", scale);
+    o->embed_dense = embed && strcmp(embed, "dense") == 0;
+    if (embed && !o->embed_dense && strcmp(embed, "planes") != 0)
+        return why_set(why, E_USAGE, "--embed must be planes or dense, not \"%.32s\"", embed);
+    err_t e = arg_int(a, "--bits", 1, MAX_PLANES, 1, &o->n_planes, why);
+    if (!e)
+        e = arg_int(a, "--embed-bits", 1, MAX_PLANES, o->n_planes > 4 ? o->n_planes : 4,
+                    &o->embed_planes, why);
+    return e;
+}
+
+/* A model that was not trained from this base differs by about sqrt(2) of its weights' size. */
+static err_t check_distance(const struct job *j, int32_t layer, struct why *why) {
+    double distance = report_distance(&j->report);
+    if (distance <= 1)
+        return E_OK;
+    return why_set(why, E_WRONG_BASE,
+                   "%s is not a fine-tune of %s: up to layer %d its weights differ by %.2f times "
+                   "the size of the base's (a fine-tune: well below 1; unrelated models: about "
+                   "1.4)",
+                   j->fine.dir, j->base.checkpoint.dir, layer, distance);
+}
+
+static err_t write_linears(struct job *j, struct why *why) {
+    const struct model_shape *s = &j->base.checkpoint.config.shape;
+    struct progress p;
+    err_t e = E_OK;
+    progress_begin(&p, "compress");
+    for (int32_t i = 0; !e && i < s->n_layers * N_PARTS; i++) {
+        enum part part = (enum part)(i % N_PARTS);
+        char name[128], tensor[160];
+        part_name(name, sizeof name, i / N_PARTS, part);
+        snprintf(tensor, sizeof tensor, "%s.weight", name);
+        struct checkpoint_rows base = {&j->base.checkpoint, tensor}, fine = {&j->fine, tensor};
+        int32_t n = part_rows(s, part), k = part_cols(s, part);
+        e = diff_write_part(j->w, name, rows_of_checkpoint(&base, n, k),
+                            rows_of_checkpoint(&fine, n, k), &j->options, &j->report.row[part],
+                            why);
+        if (!e && part == PART_DOWN)
+            e = check_distance(j, i / N_PARTS, why);
+        progress_show(&p, (uint64_t)i + 1, (uint64_t)(s->n_layers * N_PARTS));
+    }
+    progress_end(&p);
+    return e;
+}
+
+static err_t write_vocab(struct job *j, const char *part, const char *base_name,
+                         const char *fine_name, struct report_row *report, struct why *why) {
+    const struct model_shape *s = &j->base.checkpoint.config.shape;
+    struct checkpoint_rows base = {&j->base.checkpoint, base_name}, fine = {&j->fine, fine_name};
+    return diff_write_vocab(j->w, part, rows_of_checkpoint(&base, s->vocab, s->dim),
+                            rows_of_checkpoint(&fine, j->fine.config.shape.vocab, s->dim),
+                            &j->options, report, why);
+}
+
+static err_t write_rest(struct job *j, struct why *why) {
+    float *base = NULL, *fine = NULL;
+    err_t e = write_vocab(j, "embed", "model.embed_tokens.weight", "model.embed_tokens.weight",
+                          &j->report.row[REPORT_EMBED], why);
+    if (!e && j->fine.config.tied) {
+        tenant_writer_kind(j->w, "head", KIND_TIED);
+        report_kind(&j->report.row[REPORT_HEAD], "tied");
+    } else if (!e) {
+        e = write_vocab(j, "head", head_tensor(&j->base.checkpoint.config), "lm_head.weight",
+                        &j->report.row[REPORT_HEAD], why);
+    }
+    if (!e)
+        e = base_norms(&j->base.checkpoint, &base, why);
+    if (!e)
+        e = base_norms(&j->fine, &fine, why);
+    if (!e)
+        e = diff_write_norms(j->w, &j->base.checkpoint.config.shape, base, fine,
+                             &j->report.row[REPORT_NORM], why);
+    free(base);
+    free(fine);
+    return e;
+}
+
+static err_t run(const struct args *a, struct why *why) {
+    struct job j = {0};
+    struct tenant_texts texts = {0};
+    const char *path = arg(a, "--output"), *fine = arg(a, "--finetuned");
+    json_t *made = NULL;
+    err_t e = parse_options(&j.options, a, why);
+    if (e)
+        return e;
+    e = checkpoint_open(&j.fine, fine, why);
+    if (e)
+        return e;
+    e = base_open(&j.base, arg(a, "--base"), why);
+    if (e)
+        goto out;
+    e = model_config_same_shape(&j.fine.config, &j.base.checkpoint.config, fine, why);
+    if (!e)
+        e = tenant_texts_read(&texts, &j.base, fine, j.fine.config_json, j.fine.generation_json,
+                              why);
+    if (!e)
+        e = tenant_writer_open(&j.w, path, why);
+    if (!e)
+        e = write_linears(&j, why);
+    if (!e)
+        e = write_rest(&j, why);
+    if (!e) {
+        made =
+            json_pack("{s:s, s:s, s:s, s:s, s:s, s:i, s:i}", "tool", "bitdelta compress", "version",
+                      BITDELTA_VERSION, "method", "mean", "source", base_name_of(fine), "scale",
+                      j.options.per_row ? "row" : "matrix", "bits", j.options.n_planes,
+                      "embed_bits", j.options.embed_dense ? 16 : j.options.embed_planes);
+        e = made ? base_finish(&j.base, j.w, path, &texts, made, &j.report, arg(a, "--json"), why)
+                 : why_set(why, E_NOMEM, "not enough memory");
+        j.w = made ? NULL : j.w;
+    }
+    tenant_writer_abort(j.w);
+    json_decref(made);
+    tenant_texts_free(&texts);
+    base_close(&j.base);
+out:
+    checkpoint_close(&j.fine);
+    return e;
+}
+
+const struct command command_compress = {
+    .name = "compress",
+    .summary = "make a tenant file from a full fine-tune",
+    .about =
+        "Both folders are Hugging Face checkpoints of one architecture (config.json, safetensors\n"
+        "in FP16, BF16 or FP32). Of each linear layer the file keeps the signs of the difference\n"
+        "and a scale per row. The embedding and lm_head are left out where equal to the base;\n"
+        "rows beyond the base's vocabulary, and few changed rows, are kept exactly; otherwise\n"
+        "they become planes with a scale per row. Norms, config, added tokens, chat template and\n"
+        "generation defaults are always the fine-tune's own. The finished file is read back.\n",
+    .option = {{"--base", "DIR", true, "the base model"},
+               {"--finetuned", "DIR", true, "the fine-tune of that base"},
+               {"--output", "FILE", true, "the tenant file to write"},
+               {"--bits", "N", false, "sign planes per linear, 1 to 8 (default 1)"},
+               {"--scale", "row|matrix", false,
+                "one scale per row (default) or, as first published, per matrix"},
+               {"--embed", "planes|dense", false,
+                "changed embedding and lm_head as planes (default) or whole in FP16"},
+               {"--embed-bits", "N", false, "their planes (default 4, or --bits if more)"},
+               {"--json", NULL, false, "print the report as JSON"}},
+    .examples = "  bitdelta compress --base llama-7b --finetuned my-chat-7b -o chat.bitdelta\n"
+                "  bitdelta compress --base llama-7b --finetuned my-math-7b --bits 2 -o "
+                "math.bitdelta\n",
+    .run = run,
+};

@@ -1,0 +1,85 @@
+#include "compress/report.h"
+
+#include <math.h>
+#include <stdio.h>
+#include <string.h>
+
+static const char *const names[N_REPORT] = {"q_proj",    "k_proj",  "v_proj",    "o_proj",
+                                            "gate_proj", "up_proj", "down_proj", "embed_tokens",
+                                            "lm_head",   "norms"};
+
+void report_kind(struct report_row *r, const char *kind) {
+    if (!r->kind[0])
+        snprintf(r->kind, sizeof r->kind, "%s", kind);
+    else if (strcmp(r->kind, kind) != 0)
+        snprintf(r->kind, sizeof r->kind, "mixed");
+}
+
+static double ratio(double a, double b) {
+    return b > 0 ? a / b : 0;
+}
+
+double report_distance(const struct report *r) {
+    double change = 0, base = 0;
+    for (int i = 0; i < N_PARTS; i++) {
+        change += r->row[i].change;
+        base += r->row[i].base;
+    }
+    return sqrt(ratio(change, base));
+}
+
+static void total_of(const struct report *r, struct report_row *t, int first, int end) {
+    memset(t, 0, sizeof *t);
+    for (int i = first; i < end; i++) {
+        t->weights += r->row[i].weights;
+        t->base += r->row[i].base;
+        t->change += r->row[i].change;
+        t->residual += r->row[i].residual;
+        t->bytes += r->row[i].bytes;
+        t->zeros += r->row[i].zeros;
+    }
+}
+
+static void print_row(const char *name, const struct report_row *r) {
+    printf("%-13s %-8s %8.4f %8.4f %8.4f %7.1f %% %8.3f %12.0f %8.1fx\n", name, r->kind,
+           sqrt(ratio(r->change, r->base)), sqrt(ratio(r->residual, r->change)),
+           sqrt(ratio(r->residual, r->base)), 100 * ratio((double)r->zeros, r->weights),
+           ratio(8 * r->bytes, r->weights), r->bytes, ratio(2 * r->weights, r->bytes));
+}
+
+void report_print(const struct report *r, double file_bytes) {
+    struct report_row linears, all;
+    total_of(r, &linears, 0, N_PARTS);
+    total_of(r, &all, 0, N_REPORT);
+    printf("%-13s %-8s %8s %8s %8s %9s %8s %12s %9s\n", "matrix", "kind", "change", "lost", "error",
+           "unchanged", "bits/wt", "bytes", "vs FP16");
+    for (int i = 0; i < N_REPORT; i++)
+        print_row(names[i], &r->row[i]);
+    print_row("all linears", &linears);
+    all.bytes = file_bytes;
+    print_row("whole file", &all);
+    puts("change: |difference| / |base|.  lost: |difference - what is kept| / |difference|.  "
+         "error: their product.");
+}
+
+static json_t *row_json(const struct report_row *r) {
+    return json_pack("{s:s, s:f, s:f, s:f, s:f, s:f, s:f}", "kind", r->kind, "relative_change",
+                     sqrt(ratio(r->change, r->base)), "relative_loss",
+                     sqrt(ratio(r->residual, r->change)), "unchanged_share",
+                     ratio((double)r->zeros, r->weights), "bits_per_weight",
+                     ratio(8 * r->bytes, r->weights), "bytes", r->bytes, "fp16_ratio",
+                     ratio(2 * r->weights, r->bytes));
+}
+
+json_t *report_json(const struct report *r, double file_bytes) {
+    struct report_row linears, all;
+    total_of(r, &linears, 0, N_PARTS);
+    total_of(r, &all, 0, N_REPORT);
+    all.bytes = file_bytes;
+    json_t *out = json_object();
+    for (int i = 0; i < N_REPORT; i++)
+        json_object_set_new(out, names[i], row_json(&r->row[i]));
+    json_object_set_new(out, "all_linears", row_json(&linears));
+    json_object_set_new(out, "whole_file", row_json(&all));
+    return out;
+}

@@ -1,0 +1,30 @@
+/* What a command made, per kind of matrix: how much changed, how well it is kept, what it costs. */
+#ifndef COMPRESS_REPORT_H
+#define COMPRESS_REPORT_H
+
+#include <jansson.h>
+
+#include "kernels/kernels.h"
+
+enum { REPORT_EMBED = N_PARTS, REPORT_HEAD, REPORT_NORM, N_REPORT };
+
+struct report_row {
+    double weights;                /* elements of the fine-tune's matrices */
+    double base, change, residual; /* sums of squares: base weights, difference, what is lost */
+    double bytes;                  /* in the tenant file */
+    uint64_t zeros;                /* differences that are exactly 0 */
+    char kind[32];                 /* "planes", "absent", ...; "mixed" when matrices differ */
+};
+
+struct report {
+    struct report_row row[N_REPORT];
+};
+
+/* Remembers the kind of one matrix of the row. */
+void report_kind(struct report_row *r, const char *kind);
+/* Share of the linears' energy: |difference|^2 / |base|^2, the square root of it. */
+double report_distance(const struct report *r);
+void report_print(const struct report *r, double file_bytes);
+json_t *report_json(const struct report *r, double file_bytes); /* given to the caller */
+
+#endif

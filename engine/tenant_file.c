@@ -1,0 +1,527 @@
+/* Tensors of a tenant file: found, read, hashed, checked, and laid out as the kernels want them.
+ * The file is read once, by all cores, into one block; nothing in it is believed before its hash
+ * and its values were checked. Any thread. */
+#include "engine/tenant_file.h"
+
+#include <math.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/stat.h>
+
+#include "config/json.h"
+
+enum { MAX_TENSOR_NAME = 160, MAX_HASHES = 1 << 20 };
+
+/* One reading. map_tensors() runs twice over it: first without a block, to check names and shapes
+ * and to count the bytes of expanded scales; then with it, to set the pointers. */
+struct load {
+    struct tenant_file *t;
+    const struct st_file *f;
+    bool *claimed;         /* [f->n_tensors] belongs to a part, or is padding */
+    unsigned char *block;  /* NULL in the first run */
+    size_t at;             /* where the next expanded vector goes, from the block's start */
+    uint64_t linear_bytes; /* of tensors that belong to parts */
+    struct why *why;
+};
+
+/* The tensor's data in the block (NULL in the first run). NULL `t` is an error already reported. */
+static const void *data_of(const struct load *l, const struct st_tensor *t) {
+    return l->block ? l->block + (t->offset - l->f->data_start) : NULL;
+}
+
+static const struct st_tensor *lookup(const struct load *l, const char *part, const char *suffix) {
+    char name[MAX_TENSOR_NAME];
+    snprintf(name, sizeof name, "%s%s", part, suffix);
+    return st_find(l->f, name);
+}
+
+/* Finds a tensor, checks dtype and shape (dims past n_dims unused), marks it as claimed. */
+static err_t claim(struct load *l, const char *part, const char *suffix, enum st_dtype dtype,
+                   int32_t n_dims, const int64_t *dim, const struct st_tensor **out) {
+    const struct st_tensor *t = *out = lookup(l, part, suffix);
+    if (!t)
+        return why_set(l->why, E_FORMAT, "%s: tensor %s%s is missing", l->f->label, part, suffix);
+    bool fits = t->dtype == dtype && t->n_dims == n_dims;
+    char want[96] = "";
+    for (int32_t i = 0; i < n_dims; i++) {
+        fits = fits && t->dim[i] == dim[i];
+        snprintf(want + strlen(want), sizeof want - strlen(want), "%s%lld", i ? ", " : "",
+                 (long long)dim[i]);
+    }
+    if (!fits)
+        return why_set(l->why, E_FORMAT,
+                       "%s: tensor %s has another dtype or shape than %s [%s], which the tenant's "
+                       "config makes it",
+                       l->f->label, t->name, st_dtype_name(dtype), want);
+    if (t->offset % TENANT_ALIGN)
+        return why_set(l->why, E_FORMAT, "%s: tensor %s does not begin at a multiple of %d bytes",
+                       l->f->label, t->name, TENANT_ALIGN);
+    l->claimed[t - l->f->tensor] = true;
+    return E_OK;
+}
+
+/* ---- values -----------------------------------------------------------------------------------
+ */
+
+static err_t check_f32(const struct load *l, const struct st_tensor *t, float limit) {
+    const float *x = data_of(l, t);
+    for (uint64_t i = 0; x && i < t->bytes / sizeof *x; i++)
+        if (!(fabsf(x[i]) < limit))
+            return why_set(l->why, E_FORMAT,
+                           "%s: tensor %s: element %llu is %g; it must be finite and below %g",
+                           l->f->label, t->name, (unsigned long long)i, (double)x[i],
+                           (double)limit);
+    return E_OK;
+}
+
+static err_t check_f16(const struct load *l, const struct st_tensor *t) {
+    const uint16_t *x = data_of(l, t);
+    for (uint64_t i = 0; x && i < t->bytes / sizeof *x; i++)
+        if ((x[i] & 0x7c00) == 0x7c00)
+            return why_set(l->why, E_FORMAT, "%s: tensor %s: element %llu is not a finite number",
+                           l->f->label, t->name, (unsigned long long)i);
+    return E_OK;
+}
+
+/* Bits past N and K must be zero: a kernel may count them. Only edge tiles have any. */
+static err_t check_padding(const struct load *l, const struct st_tensor *t, int32_t n, int32_t k) {
+    const uint32_t *word = data_of(l, t);
+    int32_t rows = tiles_of(n, TILE_ROWS) * TILE_ROWS, cols = tiles_of(k, TILE_COLS) * TILE_COLS;
+    if (!word)
+        return E_OK;
+    for (int32_t r = 0; r < rows; r++) {
+        int32_t from = r < n ? k / 32 * 32 : 0;
+        for (int32_t c = from; c < cols; c += 32) {
+            uint32_t valid = r >= n || c >= k ? 0 : k - c >= 32 ? ~0u : (1u << (k - c)) - 1;
+            if (word[plane_word(r, c, k)] & ~valid)
+                return why_set(l->why, E_FORMAT,
+                               "%s: tensor %s: padding bits at row %d, columns %d.. are not zero",
+                               l->f->label, t->name, r, c);
+        }
+    }
+    return E_OK;
+}
+
+/* ---- tensors of one matrix --------------------------------------------------------------------
+ */
+
+/* The row scale as a vector [n]: where it lies, or expanded at the end of the block. */
+static err_t map_row_scale(struct load *l, const char *part, const char *suffix, int32_t n,
+                           const float **out) {
+    const struct st_tensor *t = lookup(l, part, suffix);
+    bool scalar = t && t->n_dims == 1 && t->dim[0] == 1;
+    int64_t dim = scalar ? 1 : n;
+    err_t e = claim(l, part, suffix, ST_F32, 1, &dim, &t);
+    if (!e)
+        e = check_f32(l, t, TENANT_MAX_SCALE);
+    if (e)
+        return e;
+    *out = data_of(l, t);
+    if (scalar && n > 1) {
+        if (l->block) {
+            float *vector = (float *)(void *)(l->block + l->at);
+            for (int32_t i = 0; i < n; i++)
+                vector[i] = **out;
+            *out = vector;
+        }
+        l->at += ((size_t)n * sizeof(float) + TENANT_ALIGN - 1) / TENANT_ALIGN * TENANT_ALIGN;
+    }
+    return E_OK;
+}
+
+static err_t map_plane(struct load *l, const char *part, int32_t i, int32_t n, int32_t k,
+                       struct plane *plane) {
+    char bits[24], row[24], col[24];
+    snprintf(bits, sizeof bits, ".plane%d.bits", i);
+    snprintf(row, sizeof row, ".plane%d.row", i);
+    snprintf(col, sizeof col, ".plane%d.col", i);
+    const struct st_tensor *t;
+    int64_t tiles[3] = {tiles_of(n, TILE_ROWS), tiles_of(k, TILE_COLS), TILE_BYTES};
+    err_t e = claim(l, part, bits, ST_U8, 3, tiles, &t);
+    if (!e)
+        e = check_padding(l, t, n, k);
+    if (e)
+        return e;
+    plane->bits = data_of(l, t);
+    e = map_row_scale(l, part, row, n, &plane->row);
+    if (e || !lookup(l, part, col))
+        return e;
+    int64_t dim = k;
+    e = claim(l, part, col, ST_F32, 1, &dim, &t);
+    if (!e)
+        e = check_f32(l, t, TENANT_MAX_SCALE);
+    plane->col = e ? NULL : data_of(l, t);
+    return e;
+}
+
+static err_t map_low_rank(struct load *l, const char *part, int32_t n, int32_t k, struct delta *d) {
+    const struct st_tensor *a = lookup(l, part, ".lora_a"), *b = lookup(l, part, ".lora_b");
+    if (!a && !b)
+        return E_OK;
+    int64_t rank = a && a->n_dims == 2 ? a->dim[0] : 0;
+    if (rank < 1 || rank > TENANT_MAX_RANK)
+        return why_set(l->why, E_FORMAT, "%s: tensor %s.lora_a must be a matrix of 1 to %d rows",
+                       l->f->label, part, TENANT_MAX_RANK);
+    int64_t dim_a[2] = {rank, k}, dim_b[2] = {n, rank};
+    err_t e = claim(l, part, ".lora_a", ST_F16, 2, dim_a, &a);
+    if (!e)
+        e = claim(l, part, ".lora_b", ST_F16, 2, dim_b, &b);
+    if (!e)
+        e = check_f16(l, a);
+    if (!e)
+        e = check_f16(l, b);
+    if (e)
+        return e;
+    d->rank = (int32_t)rank;
+    d->a = data_of(l, a);
+    d->b = data_of(l, b);
+    return E_OK;
+}
+
+static err_t map_planes(struct load *l, const char *part, int32_t n, int32_t k, struct delta *d) {
+    d->n_planes = 0;
+    for (int32_t i = 0; i < MAX_PLANES; i++) {
+        char bits[24];
+        snprintf(bits, sizeof bits, ".plane%d.bits", i);
+        if (!lookup(l, part, bits))
+            break;
+        err_t e = map_plane(l, part, i, n, k, &d->plane[i]);
+        if (e)
+            return e;
+        d->n_planes++;
+    }
+    err_t e = map_low_rank(l, part, n, k, d);
+    if (!e && !d->n_planes && !d->rank)
+        e = why_set(l->why, E_FORMAT,
+                    "%s: %s is of kind planes but has neither planes nor a "
+                    "low-rank pair",
+                    l->f->label, part);
+    return e;
+}
+
+static err_t map_dense(struct load *l, const char *part, int32_t n, int32_t k,
+                       const uint16_t **out) {
+    const struct st_tensor *t;
+    int64_t dim[2] = {n, k};
+    err_t e = claim(l, part, ".dense", ST_F16, 2, dim, &t);
+    if (!e)
+        e = check_f16(l, t);
+    if (!e)
+        *out = data_of(l, t);
+    return e;
+}
+
+static err_t map_part(struct load *l, int32_t i) {
+    const struct model_shape *s = &l->t->meta.config.shape;
+    enum part p = (enum part)(i % N_PARTS);
+    struct delta *d = &l->t->delta[i];
+    char name[128];
+    part_name(name, sizeof name, i / N_PARTS, p);
+    switch (l->t->meta.part_kind[i]) {
+    case KIND_PLANES:
+        return map_planes(l, name, part_rows(s, p), part_cols(s, p), d);
+    case KIND_DENSE:
+        return map_dense(l, name, part_rows(s, p), part_cols(s, p), &d->dense);
+    default:
+        return E_OK;
+    }
+}
+
+/* ids ascending and within the vocabulary; those beyond the base's must all be there, because there
+ * is nothing that they could fall back to. */
+static err_t check_row_ids(const struct load *l, const struct st_tensor *t, const char *part) {
+    const int32_t *id = data_of(l, t);
+    int32_t vocab = l->t->meta.config.shape.vocab, beyond = 0;
+    int64_t n = t->dim[0];
+    for (int64_t i = 0; id && i < n; i++) {
+        if (id[i] < 0 || id[i] >= vocab || (i && id[i] <= id[i - 1]))
+            return why_set(l->why, E_FORMAT,
+                           "%s: tensor %s: element %lld is %d; ids must ascend and be below the "
+                           "vocabulary size %d",
+                           l->f->label, t->name, (long long)i, id[i], vocab);
+        beyond += id[i] >= l->t->meta.base_vocab;
+    }
+    int32_t missing = vocab - l->t->meta.base_vocab - beyond;
+    if (id && missing > 0)
+        return why_set(l->why, E_FORMAT,
+                       "%s: %s lacks %d of the rows that this tenant has beyond the base's "
+                       "vocabulary of %d",
+                       l->f->label, part, missing, l->t->meta.base_vocab);
+    return E_OK;
+}
+
+static err_t map_rows(struct load *l, const char *part, struct vocab_matrix *v) {
+    const struct st_tensor *ids = lookup(l, part, ".row_ids"), *rows;
+    int32_t vocab = l->t->meta.config.shape.vocab;
+    if (!ids || ids->n_dims != 1 || ids->dim[0] < 1 || ids->dim[0] > vocab)
+        return why_set(l->why, E_FORMAT, "%s: tensor %s.row_ids must be there with 1 to %d ids",
+                       l->f->label, part, vocab);
+    int64_t n = ids->dim[0], dim[2] = {n, l->t->meta.config.shape.dim};
+    err_t e = claim(l, part, ".row_ids", ST_I32, 1, &n, &ids);
+    if (!e)
+        e = claim(l, part, ".rows", ST_F16, 2, dim, &rows);
+    if (!e)
+        e = check_row_ids(l, ids, part);
+    if (!e)
+        e = check_f16(l, rows);
+    if (e)
+        return e;
+    v->n_rows = (int32_t)n;
+    v->row_id = data_of(l, ids);
+    v->row = data_of(l, rows);
+    return E_OK;
+}
+
+static err_t map_vocab(struct load *l, const char *part, enum tenant_kind kind,
+                       struct vocab_matrix *v) {
+    const struct tenant_meta *m = &l->t->meta;
+    int32_t dim = m->config.shape.dim, vocab = m->config.shape.vocab;
+    bool wider = vocab > m->base_vocab;
+    err_t e = E_OK;
+    switch (kind) {
+    case KIND_ABSENT:
+        if (wider)
+            e = why_set(l->why, E_FORMAT,
+                        "%s: %s is absent, but the tenant has %d tokens beyond "
+                        "the base's %d",
+                        l->f->label, part, vocab - m->base_vocab, m->base_vocab);
+        return e;
+    case KIND_PLANES:
+        e = map_planes(l, part, m->base_vocab, dim, &v->delta);
+        return e || (!wider && !lookup(l, part, ".row_ids")) ? e : map_rows(l, part, v);
+    case KIND_ROWS:
+        return map_rows(l, part, v);
+    case KIND_DENSE:
+        return map_dense(l, part, vocab, dim, &v->dense);
+    default: /* tied */
+        return E_OK;
+    }
+}
+
+static err_t map_norm(struct load *l) {
+    const struct model_shape *s = &l->t->meta.config.shape;
+    const struct st_tensor *t;
+    int64_t dim[2] = {2 * s->n_layers + 1, s->dim};
+    err_t e = claim(l, "norm", "", ST_F32, 2, dim, &t);
+    if (!e)
+        e = check_f32(l, t, INFINITY);
+    if (!e)
+        l->t->norm = data_of(l, t);
+    return e;
+}
+
+static err_t map_tensors(struct load *l) {
+    const struct model_shape *s = &l->t->meta.config.shape;
+    err_t e = E_OK;
+    for (int32_t i = 0; !e && i < s->n_layers * N_PARTS; i++)
+        e = map_part(l, i);
+    l->linear_bytes = 0;
+    for (int32_t i = 0; i < l->f->n_tensors; i++)
+        if (l->claimed[i] && strncmp(l->f->tensor[i].name, "model.layers.", 13) == 0)
+            l->linear_bytes += l->f->tensor[i].bytes;
+    if (!e)
+        e = map_vocab(l, "embed", l->t->meta.embed, &l->t->embed);
+    if (!e)
+        e = map_vocab(l, "head", l->t->meta.head, &l->t->head);
+    return e ? e : map_norm(l);
+}
+
+/* ---- the whole file ---------------------------------------------------------------------------
+ */
+
+static bool is_pad(const struct st_tensor *t) {
+    return strncmp(t->name, "_pad.", 5) == 0;
+}
+
+/* Padding is zero; what is neither claimed nor padding has no meaning here. */
+static err_t check_rest(const struct load *l) {
+    for (int32_t i = 0; i < l->f->n_tensors; i++) {
+        const struct st_tensor *t = &l->f->tensor[i];
+        unsigned char pad[TENANT_ALIGN];
+        if (l->claimed[i])
+            continue;
+        if (!is_pad(t) || t->dtype != ST_U8 || t->bytes >= TENANT_ALIGN)
+            return why_set(l->why, E_FORMAT,
+                           "%s: tensor %s belongs to nothing that tenant.parts, embed or head "
+                           "names",
+                           l->f->label, t->name);
+        err_t e = st_read(l->f, t, pad, l->why);
+        if (e)
+            return e;
+        for (uint64_t j = 0; j < t->bytes; j++)
+            if (pad[j])
+                return why_set(l->why, E_FORMAT, "%s: tensor %s is padding, but is not zero",
+                               l->f->label, t->name);
+    }
+    return E_OK;
+}
+
+/* The digest of each tensor against `hashes`, then all of them against content_hash. */
+static err_t check_hashes(const struct load *l, struct hash_job *job, int32_t n) {
+    const char *text = st_meta(l->f, "hashes"), *label = l->f->label;
+    if (!text)
+        return why_set(l->why, E_FORMAT, "%s: metadata \"hashes\" is missing", label);
+    json_t *hashes;
+    err_t e = json_parse(&hashes, text, strlen(text), "hashes", 2, MAX_HASHES, l->why);
+    if (e)
+        return why_prefix(l->why, e, "%s", label);
+    for (int32_t i = 0; !e && i < n; i++) {
+        const char *name = job[i].tensor->name;
+        const char *want = json_string_value(json_object_get(hashes, name));
+        char got[SHA256_HEX];
+        sha256_hex(job[i].digest, got);
+        if (!want)
+            e = why_set(l->why, E_FORMAT, "%s: metadata \"hashes\" has none for tensor %s", label,
+                        name);
+        else if (strcmp(got, want) != 0)
+            e = why_set(l->why, E_FORMAT,
+                        "%s: tensor %s is damaged: its SHA-256 is %.8s..., the file says %.8s...",
+                        label, name, got, want);
+    }
+    if (!e && json_object_size(hashes) != (size_t)n)
+        e = why_set(l->why, E_FORMAT, "%s: metadata \"hashes\" names tensors that are not there",
+                    label);
+    json_decref(hashes);
+    char hash[SHA256_HEX];
+    if (!e && (e = tenant_content_hash(job, n, l->t->meta.base_fingerprint, st_meta(l->f, "tenant"),
+                                       hash)))
+        e = why_set(l->why, e, "%s: not enough memory to hash it", label);
+    if (!e && strcmp(hash, l->t->meta.hash) != 0)
+        e = why_set(l->why, E_FORMAT,
+                    "%s: metadata is damaged: its content hash is %.8s..., the file says %.8s...",
+                    label, hash, l->t->meta.hash);
+    return e;
+}
+
+static err_t read_content(struct load *l) {
+    struct tenant_file *t = l->t;
+    size_t data_bytes = (size_t)(l->f->size - l->f->data_start);
+    t->block_bytes = data_bytes + l->at;
+    t->block = host_block(t->block_bytes);
+    struct hash_job *job = calloc((size_t)l->f->n_tensors + 1, sizeof *job);
+    if (!t->block || !job) {
+        free(job);
+        return why_set(l->why, E_NOMEM, "%s: not enough memory for its %zu bytes", l->f->label,
+                       t->block_bytes);
+    }
+    int32_t n = 0;
+    for (int32_t i = 0; i < l->f->n_tensors; i++)
+        if (l->claimed[i])
+            job[n++] = (struct hash_job){.file = l->f,
+                                         .tensor = &l->f->tensor[i],
+                                         .into = (unsigned char *)t->block +
+                                                 (l->f->tensor[i].offset - l->f->data_start)};
+    err_t e = hash_tensors(job, n, NULL, NULL, l->why);
+    if (!e)
+        e = check_hashes(l, job, n);
+    free(job);
+    if (e)
+        return e;
+    t->origin = l->block = t->block;
+    l->at = (data_bytes + TENANT_ALIGN - 1) / TENANT_ALIGN * TENANT_ALIGN;
+    return map_tensors(l);
+}
+
+/* A file that is written to while it is read may pass the hashes and still be half old. */
+static err_t check_unchanged(int fd, const struct stat *before, const char *label,
+                             struct why *why) {
+    struct stat now;
+    if (fstat(fd, &now) < 0 || now.st_size != before->st_size ||
+        now.st_mtim.tv_sec != before->st_mtim.tv_sec ||
+        now.st_mtim.tv_nsec != before->st_mtim.tv_nsec)
+        return why_set(why, E_IO, "%s: changed while it was read", label);
+    return E_OK;
+}
+
+static double linear_weights(const struct model_shape *s) {
+    double n = 0;
+    for (int p = 0; p < N_PARTS; p++)
+        n += (double)part_rows(s, (enum part)p) * part_cols(s, (enum part)p);
+    return n * s->n_layers;
+}
+
+err_t tenant_file_read(struct tenant_file *t, int fd, const char *label,
+                       const struct model_config *base, const char *base_fingerprint,
+                       struct why *why) {
+    memset(t, 0, sizeof *t);
+    struct st_file f;
+    struct stat before;
+    err_t e = st_open(&f, fd, label, TENANT_MAX_HEADER, why);
+    struct load l = {.t = t, .f = &f, .why = why};
+    if (!e && fstat(fd, &before) < 0)
+        e = why_set(why, E_IO, "%s: cannot stat it", label);
+    if (!e)
+        e = tenant_meta_read(&t->meta, &f, base, base_fingerprint, why);
+    if (!e && f.data_start % TENANT_DATA_ALIGN)
+        e = why_set(why, E_FORMAT, "%s: its data does not begin at a multiple of %d bytes", label,
+                    TENANT_DATA_ALIGN);
+    if (!e) {
+        t->file_bytes = (size_t)f.size;
+        t->delta = calloc((size_t)t->meta.config.shape.n_layers * N_PARTS, sizeof *t->delta);
+        l.claimed = calloc((size_t)f.n_tensors + 1, sizeof *l.claimed);
+        if (!t->delta || !l.claimed)
+            e = why_set(why, E_NOMEM, "%s: not enough memory to read it", label);
+    }
+    l.at = TENANT_ALIGN; /* the data may end off the grid */
+    if (!e)
+        e = map_tensors(&l);
+    if (!e)
+        e = check_rest(&l);
+    if (!e)
+        e = read_content(&l);
+    if (!e)
+        e = check_unchanged(fd, &before, label, why);
+    if (!e)
+        t->bits_per_weight = 8 * (double)l.linear_bytes / linear_weights(&t->meta.config.shape);
+    free(l.claimed);
+    st_close(&f);
+    return e;
+}
+
+void tenant_file_free(struct tenant_file *t) {
+    host_block_free(t->block, t->block_bytes);
+    free(t->delta);
+    tenant_meta_free(&t->meta);
+    memset(t, 0, sizeof *t);
+}
+
+/* ---- moving -----------------------------------------------------------------------------------
+ */
+
+struct move {
+    const unsigned char *old_block, *new_block;
+};
+
+#define MOVE(m, pointer)                                                                           \
+    ((pointer) = (pointer) ? (const void *)((m)->new_block +                                       \
+                                            ((const unsigned char *)(pointer) - (m)->old_block))   \
+                           : NULL)
+
+static void move_delta(const struct move *m, struct delta *d) {
+    for (int32_t i = 0; i < d->n_planes; i++) {
+        MOVE(m, d->plane[i].bits);
+        MOVE(m, d->plane[i].row);
+        MOVE(m, d->plane[i].col);
+    }
+    MOVE(m, d->a);
+    MOVE(m, d->b);
+    MOVE(m, d->dense);
+}
+
+static void move_vocab(const struct move *m, struct vocab_matrix *v) {
+    MOVE(m, v->dense);
+    MOVE(m, v->row_id);
+    MOVE(m, v->row);
+    move_delta(m, &v->delta);
+}
+
+void tenant_file_move(struct tenant_file *t, const void *new_block) {
+    struct move m = {t->origin, new_block};
+    for (int32_t i = 0; i < t->meta.config.shape.n_layers * N_PARTS; i++)
+        move_delta(&m, &t->delta[i]);
+    move_vocab(&m, &t->embed);
+    move_vocab(&m, &t->head);
+    MOVE(&m, t->norm);
+    t->origin = new_block;
+}
