@@ -4,11 +4,11 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "compress/base.h"
 #include "compress/diff.h"
+#include "compress/job.h"
 
-struct job {
-    struct base base;
+struct compress {
+    struct job_base base;
     struct checkpoint fine;
     struct diff_options options;
     struct report report;
@@ -31,7 +31,7 @@ static err_t parse_options(struct diff_options *o, const struct args *a, struct 
 }
 
 /* A model that was not trained from this base differs by about sqrt(2) of its weights' size. */
-static err_t check_distance(const struct job *j, int32_t layer, struct why *why) {
+static err_t check_distance(const struct compress *j, int32_t layer, struct why *why) {
     double distance = report_distance(&j->report);
     if (distance <= 1)
         return E_OK;
@@ -42,7 +42,7 @@ static err_t check_distance(const struct job *j, int32_t layer, struct why *why)
                    j->fine.dir, j->base.checkpoint.dir, layer, distance);
 }
 
-static err_t write_linears(struct job *j, struct why *why) {
+static err_t write_linears(struct compress *j, struct why *why) {
     const struct model_shape *s = &j->base.checkpoint.config.shape;
     struct progress p;
     err_t e = E_OK;
@@ -65,7 +65,7 @@ static err_t write_linears(struct job *j, struct why *why) {
     return e;
 }
 
-static err_t write_vocab(struct job *j, const char *part, const char *base_name,
+static err_t write_vocab(struct compress *j, const char *part, const char *base_name,
                          const char *fine_name, struct report_row *report, struct why *why) {
     const struct model_shape *s = &j->base.checkpoint.config.shape;
     struct checkpoint_rows base = {&j->base.checkpoint, base_name}, fine = {&j->fine, fine_name};
@@ -74,7 +74,7 @@ static err_t write_vocab(struct job *j, const char *part, const char *base_name,
                             &j->options, report, why);
 }
 
-static err_t write_rest(struct job *j, struct why *why) {
+static err_t write_rest(struct compress *j, struct why *why) {
     float *base = NULL, *fine = NULL;
     err_t e = write_vocab(j, "embed", "model.embed_tokens.weight", "model.embed_tokens.weight",
                           &j->report.row[REPORT_EMBED], why);
@@ -86,9 +86,9 @@ static err_t write_rest(struct job *j, struct why *why) {
                         &j->report.row[REPORT_HEAD], why);
     }
     if (!e)
-        e = base_norms(&j->base.checkpoint, &base, why);
+        e = job_norms(&j->base.checkpoint, &base, why);
     if (!e)
-        e = base_norms(&j->fine, &fine, why);
+        e = job_norms(&j->fine, &fine, why);
     if (!e)
         e = diff_write_norms(j->w, &j->base.checkpoint.config.shape, base, fine,
                              &j->report.row[REPORT_NORM], why);
@@ -98,8 +98,8 @@ static err_t write_rest(struct job *j, struct why *why) {
 }
 
 static err_t run(const struct args *a, struct why *why) {
-    struct job j = {0};
-    struct tenant_texts texts = {0};
+    struct compress j = {0};
+    struct job_texts texts = {0};
     const char *path = arg(a, "--output"), *fine = arg(a, "--finetuned");
     json_t *made = NULL;
     err_t e = parse_options(&j.options, a, why);
@@ -108,13 +108,12 @@ static err_t run(const struct args *a, struct why *why) {
     e = checkpoint_open(&j.fine, fine, why);
     if (e)
         return e;
-    e = base_open(&j.base, arg(a, "--base"), why);
+    e = job_base_open(&j.base, arg(a, "--base"), why);
     if (e)
         goto out;
     e = model_config_same_shape(&j.fine.config, &j.base.checkpoint.config, fine, why);
     if (!e)
-        e = tenant_texts_read(&texts, &j.base, fine, j.fine.config_json, j.fine.generation_json,
-                              why);
+        e = job_texts_read(&texts, &j.base, fine, j.fine.config_json, j.fine.generation_json, why);
     if (!e)
         e = tenant_writer_open(&j.w, path, why);
     if (!e)
@@ -122,19 +121,18 @@ static err_t run(const struct args *a, struct why *why) {
     if (!e)
         e = write_rest(&j, why);
     if (!e) {
-        made =
-            json_pack("{s:s, s:s, s:s, s:s, s:s, s:i, s:i}", "tool", "bitdelta compress", "version",
-                      BITDELTA_VERSION, "method", "mean", "source", base_name_of(fine), "scale",
-                      j.options.per_row ? "row" : "matrix", "bits", j.options.n_planes,
-                      "embed_bits", j.options.embed_dense ? 16 : j.options.embed_planes);
-        e = made ? base_finish(&j.base, j.w, path, &texts, made, &j.report, arg(a, "--json"), why)
+        made = json_pack("{s:s, s:s, s:s, s:s, s:s, s:i, s:i}", "tool", "bitdelta compress",
+                         "version", BITDELTA_VERSION, "method", "mean", "source", job_name_of(fine),
+                         "scale", j.options.per_row ? "row" : "matrix", "bits", j.options.n_planes,
+                         "embed_bits", j.options.embed_dense ? 16 : j.options.embed_planes);
+        e = made ? job_finish(&j.base, j.w, path, &texts, made, &j.report, arg(a, "--json"), why)
                  : why_set(why, E_NOMEM, "not enough memory");
         j.w = made ? NULL : j.w;
     }
     tenant_writer_abort(j.w);
     json_decref(made);
-    tenant_texts_free(&texts);
-    base_close(&j.base);
+    job_texts_free(&texts);
+    job_base_close(&j.base);
 out:
     checkpoint_close(&j.fine);
     return e;

@@ -6,7 +6,7 @@
 #include <string.h>
 #include <unistd.h>
 
-#include "compress/base.h"
+#include "compress/job.h"
 
 /* How a matrix is stored, in a few words: "planes 1, scale row". */
 static void describe(char *out, size_t n, enum tenant_kind kind, const struct delta *d,

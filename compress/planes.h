@@ -1,10 +1,10 @@
 /* A matrix of differences as sign planes: d ~ sum over planes of scale * sign, one scale per row or
  * one for the matrix.
  *
- * Signs are chosen greedily, each plane on what the planes before it left; then the scales of all
- * planes are the joint least-squares solution, and with more than one plane every weight takes the
- * nearest of the 2^planes levels and the scales are solved again, a few times. With one plane this
- * is the published method: the sign of the difference (sign(0) = +1) times its mean magnitude. */
+ * The 2^planes levels start evenly spaced over the row; then, a few times, every weight takes the
+ * nearest level and the scales of all planes are solved jointly by least squares. With one plane
+ * this is the published method: the sign of the difference (sign(0) = +1) times its mean magnitude.
+ */
 #ifndef COMPRESS_PLANES_H
 #define COMPRESS_PLANES_H
 

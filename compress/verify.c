@@ -7,7 +7,7 @@
 #include <string.h>
 #include <unistd.h>
 
-#include "compress/base.h"
+#include "compress/job.h"
 
 static void print(const char *path, const struct tenant_file *t, err_t e, const struct why *why,
                   bool json) {
@@ -29,8 +29,8 @@ static void print(const char *path, const struct tenant_file *t, err_t e, const 
 static err_t run(const struct args *a, struct why *why) {
     const char *path = a->operand[0];
     struct why own = {{0}};
-    struct base base;
-    err_t e = base_open(&base, arg(a, "--base"), why);
+    struct job_base base;
+    err_t e = job_base_open(&base, arg(a, "--base"), why);
     if (e)
         return e;
     struct tenant_file t = {0};
@@ -45,7 +45,7 @@ static err_t run(const struct args *a, struct why *why) {
     tenant_file_free(&t);
     if (fd >= 0)
         close(fd);
-    base_close(&base);
+    job_base_close(&base);
     return e;
 }
 

@@ -187,7 +187,7 @@ static err_t read_file(struct tenant *t, int fd, const char *label, struct why *
     if (e)
         return e;
     t->bytes = (size_t)st.st_size;
-    e = tenant_file_read(&t->file, fd, label, base, fingerprint, true, why);
+    e = tenant_file_read(&t->file, fd, label, base, fingerprint, why);
     if (e)
         return e;
     int32_t vocab = t->file.meta.config.shape.vocab;

@@ -167,7 +167,7 @@ TEST(tenant_each_plane_more_brings_the_fit_closer) {
             CHECK_NEAR(lost / all, 0.363, 0.02, 0);
         if (bits == 2)
             CHECK_NEAR(lost / all, 0.118, 0.012, 0);
-        if (!(lost / all < 0.6 * last))
+        if (!(lost / all < 0.5 * last))
             test_fail(__FILE__, __LINE__, "%d planes lose %g, one less %g", bits, lost / all, last);
         last = lost / all;
         free(b);

@@ -1,4 +1,4 @@
-#include "compress/base.h"
+#include "compress/job.h"
 
 #include <errno.h>
 #include <fcntl.h>
@@ -13,7 +13,7 @@
 
 enum { MAX_DEPTH = 32, MAX_VALUES = 1 << 20 };
 
-err_t base_open(struct base *b, const char *dir, struct why *why) {
+err_t job_base_open(struct job_base *b, const char *dir, struct why *why) {
     memset(b, 0, sizeof *b);
     err_t e = checkpoint_open(&b->checkpoint, dir, why);
     if (e)
@@ -25,15 +25,15 @@ err_t base_open(struct base *b, const char *dir, struct why *why) {
     progress_end(&p);
     sha256_hex(digest, b->fingerprint);
     if (e)
-        base_close(b);
+        job_base_close(b);
     return e;
 }
 
-void base_close(struct base *b) {
+void job_base_close(struct job_base *b) {
     checkpoint_close(&b->checkpoint);
 }
 
-err_t base_norms(const struct checkpoint *c, float **out, struct why *why) {
+err_t job_norms(const struct checkpoint *c, float **out, struct why *why) {
     const struct model_shape *s = &c->config.shape;
     int32_t n = 2 * s->n_layers + 1;
     *out = malloc((size_t)n * (size_t)s->dim * sizeof **out);
@@ -52,7 +52,7 @@ err_t base_norms(const struct checkpoint *c, float **out, struct why *why) {
     return e;
 }
 
-const char *base_name_of(const char *path) {
+const char *job_name_of(const char *path) {
     const char *name = path;
     for (const char *p = path; *p; p++)
         if (p[0] == '/' && p[1] && p[1] != '/')
@@ -71,7 +71,7 @@ static err_t parse_object(json_t **out, const char *text, const char *label, str
 }
 
 /* Lets the tokenizer itself say whether the additions fit the base and the vocabulary. */
-static err_t check_tokenizer(const struct base *base, const json_t *additions, int32_t vocab,
+static err_t check_tokenizer(const struct job_base *base, const json_t *additions, int32_t vocab,
                              struct why *why) {
     char path[4096];
     snprintf(path, sizeof path, "%s/tokenizer.model", base->checkpoint.dir);
@@ -91,8 +91,8 @@ static err_t check_tokenizer(const struct base *base, const json_t *additions, i
     return e;
 }
 
-err_t tenant_texts_read(struct tenant_texts *t, const struct base *base, const char *dir,
-                        const char *config_json, const char *generation_json, struct why *why) {
+err_t job_texts_read(struct job_texts *t, const struct job_base *base, const char *dir,
+                     const char *config_json, const char *generation_json, struct why *why) {
     memset(t, 0, sizeof *t);
     char *additions = NULL;
     struct model_config c;
@@ -109,11 +109,11 @@ err_t tenant_texts_read(struct tenant_texts *t, const struct base *base, const c
         e = check_tokenizer(base, t->tokenizer, c.shape.vocab, why);
     free(additions);
     if (e)
-        tenant_texts_free(t);
+        job_texts_free(t);
     return e ? why_prefix(why, e, "%s", dir) : E_OK;
 }
 
-void tenant_texts_free(struct tenant_texts *t) {
+void job_texts_free(struct job_texts *t) {
     json_decref(t->config);
     json_decref(t->generation);
     json_decref(t->tokenizer);
@@ -123,7 +123,7 @@ void tenant_texts_free(struct tenant_texts *t) {
 /* ---- the end ----------------------------------------------------------------------------------
  */
 
-static err_t read_back(const struct base *b, const char *path, size_t *bytes, struct why *why) {
+static err_t read_back(const struct job_base *b, const char *path, size_t *bytes, struct why *why) {
     int fd = open(path, O_RDONLY | O_CLOEXEC);
     if (fd < 0)
         return why_set(why, E_IO, "%s: cannot open: %s", path, strerror(errno));
@@ -135,9 +135,9 @@ static err_t read_back(const struct base *b, const char *path, size_t *bytes, st
     return e ? why_prefix(why, e, "the file just written does not read back") : E_OK;
 }
 
-err_t base_finish(const struct base *b, struct tenant_writer *w, const char *path,
-                  const struct tenant_texts *texts, json_t *made, const struct report *report,
-                  bool json, struct why *why) {
+err_t job_finish(const struct job_base *b, struct tenant_writer *w, const char *path,
+                 const struct job_texts *texts, json_t *made, const struct report *report,
+                 bool json, struct why *why) {
     char hash[SHA256_HEX];
     size_t bytes = 0;
     json_t *quality = json_object();
