@@ -5,6 +5,7 @@
 #include <string.h>
 
 #include "compress/diff.h"
+#include "config/version.h"
 #include "compress/job.h"
 
 struct compress {
@@ -122,7 +123,7 @@ static err_t run(const struct args *a, struct why *why) {
         e = write_rest(&j, why);
     if (!e) {
         made = json_pack("{s:s, s:s, s:s, s:s, s:s, s:i, s:i}", "tool", "bitdelta compress",
-                         "version", BITDELTA_VERSION, "method", "mean", "source", job_name_of(fine),
+                         "version", version(), "method", "mean", "source", job_name_of(fine),
                          "scale", j.options.per_row ? "row" : "matrix", "bits", j.options.n_planes,
                          "embed_bits", j.options.embed_dense ? 16 : j.options.embed_planes);
         e = made ? job_finish(&j.base, j.w, path, &texts, made, &j.report, arg(a, "--json"), why)
