@@ -5,8 +5,8 @@
 #include <string.h>
 
 #include "compress/diff.h"
-#include "config/version.h"
 #include "compress/job.h"
+#include "config/options.h"
 
 struct compress {
     struct job_base base;
@@ -122,10 +122,11 @@ static err_t run(const struct args *a, struct why *why) {
     if (!e)
         e = write_rest(&j, why);
     if (!e) {
-        made = json_pack("{s:s, s:s, s:s, s:s, s:s, s:i, s:i}", "tool", "bitdelta compress",
-                         "version", version(), "method", "mean", "source", job_name_of(fine),
-                         "scale", j.options.per_row ? "row" : "matrix", "bits", j.options.n_planes,
-                         "embed_bits", j.options.embed_dense ? 16 : j.options.embed_planes);
+        made =
+            json_pack("{s:s, s:s, s:s, s:s, s:s, s:i, s:i}", "tool", "bitdelta compress", "version",
+                      options_version(), "method", "mean", "source", job_name_of(fine), "scale",
+                      j.options.per_row ? "row" : "matrix", "bits", j.options.n_planes,
+                      "embed_bits", j.options.embed_dense ? 16 : j.options.embed_planes);
         e = made ? job_finish(&j.base, j.w, path, &texts, made, &j.report, arg(a, "--json"), why)
                  : why_set(why, E_NOMEM, "not enough memory");
         j.w = made ? NULL : j.w;

@@ -5,7 +5,7 @@
 #include <string.h>
 
 #include "compress/command.h"
-#include "config/version.h"
+#include "config/options.h"
 
 /* sysexits.h's values where it has one. */
 enum { EXIT_OK = 0, EXIT_CHECK_FAILED = 1, EXIT_BAD_USAGE = 64, EXIT_BAD_DATA = 65, EXIT_BUG = 70 };
@@ -61,7 +61,7 @@ int main(int argc, char **argv) {
         return EXIT_OK;
     }
     if (strcmp(argv[1], "--version") == 0) {
-        printf("bitdelta %s\n", version());
+        printf("bitdelta %s\n", options_version());
         return EXIT_OK;
     }
     for (int i = 0; i < N_COMMANDS; i++) {
