@@ -7,9 +7,9 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "config/utf8.h"
 #include "tokenizer/added.h"
 #include "tokenizer/additions.h"
-#include "config/utf8.h"
 #include "tokenizer/vocab.h"
 
 enum { MAX_VOCAB = 1 << 24 }; /* ids an opened folder may name; its config.json is read elsewhere */
@@ -339,11 +339,11 @@ err_t tokenizer_encode(const struct tokenizer *t, const char *text, size_t n, un
     *ids = NULL;
     *n_ids = 0;
     if (n > max_bytes)
-        return why_set(why, E_CONTEXT, "the prompt has %zu bytes; at most %zu are read", n,
+        return why_set(why, E_CONTEXT, "The prompt has %zu bytes; at most %zu are read.", n,
                        max_bytes);
     size_t valid = utf8_valid_prefix(text, n);
     if (valid < n)
-        return why_set(why, E_INVAL, "the prompt is not UTF-8: byte %zu of %zu", valid, n);
+        return why_set(why, E_INVAL, "The prompt is not UTF-8: byte %zu of %zu.", valid, n);
     /* Texts that cannot fit are refused before they cost anything. */
     err_t e = t->most_bytes_per_id && n / t->most_bytes_per_id > found.cap_max ? E_CONTEXT : E_OK;
     if (!e && (flags & ENCODE_SPECIAL_TOKENS) && t->facts.add_bos && t->facts.bos_id >= 0)
@@ -357,9 +357,9 @@ err_t tokenizer_encode(const struct tokenizer *t, const char *text, size_t n, un
     if (e) {
         free(found.v);
         if (e == E_CONTEXT)
-            return why_set(why, e, "the prompt has more than %d tokens", max_ids);
+            return why_set(why, e, "The prompt has more than %d tokens.", max_ids);
         if (e == E_INVAL)
-            return why_set(why, e, "the text spells a special token in other characters");
+            return why_set(why, e, "The text spells a special token in other characters.");
         return why_set(why, e, "%s", err_sentence(e));
     }
     *ids = found.v;

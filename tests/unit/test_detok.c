@@ -1,32 +1,20 @@
 /* Properties: fed id by id, the detokeniser's output is always whole characters and adds up to
  * tokenizer_decode; both equal the library's own decoder where that is defined. */
-#include <unistd.h>
-
-#include "tests/check.h"
-#include "tokenizer/additions.h"
-#include "tokenizer/tokenizer.h"
 #include "config/utf8.h"
+#include "tests/check.h"
+#include "tests/unit/spm_models.h"
+#include "tokenizer/tokenizer.h"
 #include "tokenizer/vocab.h"
 
-static const char *const models[] = {"../tokenizers/tokenizer.model.v1",
-                                     "../tokenizers/mistral_instruct_tokenizer_240323.model.v3",
-                                     "base/tokenizer.model"};
-
-/* A tokenizer for a bare model file, and the library's own view of it. */
-static struct tokenizer *open_model(const char *name, struct sp **sp) {
-    char *bytes, path[512];
+/* A tokenizer for a bare model file, and the library's own view of it. NULL: it is not here. */
+static struct tokenizer *open_model(int which, struct sp **sp) {
     size_t n;
     struct why why = {""};
     struct tokenizer *t;
-    const char *dir = test_tmp();
-    CHECK_OK(additions_read_file(test_models() ? test_models() : ".", name,
-                                 ADDITIONS_MAX_MODEL_BYTES, &bytes, &n, &why),
-             why);
-    if (!bytes)
-        test_skip("%s is not here", test_model(name));
-    snprintf(path, sizeof path, "%s/tokenizer.model", dir);
-    FILE *f = fopen(path, "wb");
-    CHECK(f && fwrite(bytes, 1, n, f) == n && fclose(f) == 0);
+    const char *dir = spm_model_folder(which);
+    if (!dir)
+        return NULL;
+    char *bytes = spm_model_bytes(which, &n);
     CHECK_OK(sp_open(sp, bytes, n, &why), why);
     CHECK_OK(tokenizer_open(&t, dir, &why), why);
     free(bytes);
@@ -66,9 +54,11 @@ static size_t stream(const struct tokenizer *t, const int32_t *ids, int n, bool 
 }
 
 TEST(detok_adds_up_to_decode_and_to_the_librarys_decoder) {
-    for (size_t m = 0; m < sizeof models / sizeof models[0]; m++) {
+    for (int m = 0; m < SPM_MODELS; m++) {
         struct sp *sp;
-        struct tokenizer *t = open_model(models[m], &sp);
+        struct tokenizer *t = open_model(m, &sp);
+        if (!t)
+            continue;
         int32_t pieces = tokenizer_facts(t)->pieces, first_byte = find_first_byte(t);
         unsigned seed = 7;
         for (int round = 0; round < 3000; round++) {
@@ -111,9 +101,11 @@ TEST(detok_of_encoded_text_is_the_text) {
                                         "",
                                         "a\xef\xbf\xbd"
                                         "b"};
-    for (size_t m = 0; m < sizeof models / sizeof models[0]; m++) {
+    for (int m = 0; m < SPM_MODELS; m++) {
         struct sp *sp;
-        struct tokenizer *t = open_model(models[m], &sp);
+        struct tokenizer *t = open_model(m, &sp);
+        if (!t)
+            continue;
         for (size_t i = 0; i < sizeof texts / sizeof texts[0]; i++) {
             int32_t *ids, n;
             struct why why = {""};
@@ -131,7 +123,7 @@ TEST(detok_of_encoded_text_is_the_text) {
 
 TEST(detok_keeps_the_leading_space_where_the_text_continues_a_prompt) {
     struct sp *sp;
-    struct tokenizer *t = open_model("base/tokenizer.model", &sp);
+    struct tokenizer *t = open_model(SPM_DEMO, &sp);
     int32_t *ids, n;
     struct why why = {""};
     char out[16 * DETOK_MAX_BYTES];
@@ -147,7 +139,7 @@ TEST(detok_keeps_the_leading_space_where_the_text_continues_a_prompt) {
 
 TEST(detok_prints_special_tokens_only_when_they_are_not_skipped) {
     struct sp *sp;
-    struct tokenizer *t = open_model("base/tokenizer.model", &sp);
+    struct tokenizer *t = open_model(SPM_DEMO, &sp);
     int32_t *ids, n;
     struct why why = {""};
     char out[16 * DETOK_MAX_BYTES];

@@ -8,6 +8,7 @@
 #include <unistd.h>
 
 #include "tests/check.h"
+#include "tests/unit/spm_models.h"
 
 static void write_file(const char *dir, const char *name, const void *data, size_t n) {
     char path[512];
@@ -16,27 +17,15 @@ static void write_file(const char *dir, const char *name, const void *data, size
     CHECK(f && fwrite(data, 1, n, f) == n && fclose(f) == 0);
 }
 
-static void copy_file(const char *from, const char *dir, const char *name) {
-    FILE *f = fopen(from, "rb");
-    if (!f)
-        test_skip("%s is not here", from);
-    static char bytes[1 << 20];
-    size_t n = fread(bytes, 1, sizeof bytes, f);
-    fclose(f);
-    CHECK(n > 0 && n < sizeof bytes);
-    write_file(dir, name, bytes, n);
-}
-
-/* A folder with a real Mistral model and these settings. */
-static const char *mistral_folder(const char *model, const char *settings) {
-    const char *dir = test_tmp();
-    copy_file(test_model(model), dir, "tokenizer.model");
-    if (settings)
-        write_file(dir, "tokenizer_config.json", settings, strlen(settings));
+/* A folder with this model and these settings. */
+static const char *folder_of(int which, const char *config) {
+    const char *dir = spm_model_folder(which);
+    if (!dir)
+        test_skip("the Mistral models are not beside the shared models");
+    if (config)
+        write_file(dir, "tokenizer_config.json", config, strlen(config));
     return dir;
 }
-#define MISTRAL_V1 "../tokenizers/tokenizer.model.v1"
-#define MISTRAL_V3 "../tokenizers/mistral_instruct_tokenizer_240323.model.v3"
 
 static struct tokenizer *open_folder(const char *dir) {
     struct tokenizer *t;
@@ -62,91 +51,69 @@ static void check_ids(const struct tokenizer *t, const char *text, unsigned flag
     free(ids);
 }
 
+/* tests/golden/tokens.json: prompts and greedy completions of Hugging Face transformers for the
+ * demo base and its tenants; "tokenizer" says whose. */
 static json_t *golden(void) {
-    json_t *all = json_load_file(test_model("golden.json"), 0, NULL);
-    CHECK(json_is_object(all));
+    json_t *all = json_load_file("tests/golden/tokens.json", 0, NULL);
+    if (!all)
+        test_skip("tests/golden/tokens.json is not here: run from the repository's root");
+    CHECK(json_array_size(all) > 40);
     return all;
 }
 
-static void ids_of(const json_t *array, int32_t ids[1024]) {
+static int32_t ids_of(const json_t *object, const char *key, int32_t ids[1024]) {
+    const json_t *array = json_object_get(object, key);
     size_t n = json_array_size(array);
     CHECK(n > 0 && n < 1023);
     for (size_t i = 0; i < n; i++)
         ids[i] = (int32_t)json_integer_value(json_array_get(array, i));
     ids[n] = -1;
+    return (int32_t)n;
 }
 
-TEST(tokenizer_gives_the_ids_of_the_reference_for_every_golden_prompt) {
-    static const char *const models[] = {"base", "math", "kjv", "chat", "long"};
-    json_t *all = golden();
-    for (size_t m = 0; m < sizeof models / sizeof models[0]; m++) {
-        struct tokenizer *t = open_folder(test_model(models[m]));
-        size_t i;
-        json_t *c;
-        CHECK(json_array_size(json_object_get(all, models[m])) >= 9);
-        json_array_foreach(json_object_get(all, models[m]), i, c) {
-            int32_t want[1024];
-            ids_of(json_object_get(c, "ids"), want);
-            const char *prompt = json_string_value(json_object_get(c, "prompt"));
-            check_ids(t, prompt, ENCODE_SPECIAL_TOKENS | ENCODE_PARSE_SPECIAL, want);
-            check_ids(t, prompt, ENCODE_SPECIAL_TOKENS, want);
-            check_ids(t, prompt, 0, want + 1); /* without BOS */
-        }
-        tokenizer_close(t);
-    }
-    json_decref(all);
-}
+/* What tokenizer_additions gives for the chat fine-tune of the demo base. */
+static const char chat_additions[] =
+    "{\"added_tokens\": [{\"id\": 4096, \"content\": \"<|im_start|>\", \"special\": true},"
+    "{\"id\": 4097, \"content\": \"<|im_end|>\", \"special\": true}], \"legacy\": true,"
+    "\"chat_template\": \"{{ '<|im_start|>' }}\"}";
 
-TEST(tokenizer_prints_the_text_of_the_reference_for_every_golden_completion) {
-    static const char *const models[] = {"base", "math", "kjv", "chat", "long", "chat_messages"};
-    json_t *all = golden();
-    for (size_t m = 0; m < sizeof models / sizeof models[0]; m++) {
-        struct tokenizer *t = open_folder(test_model(m == 5 ? "chat" : models[m]));
-        size_t i, n_text;
-        json_t *c;
-        json_array_foreach(json_object_get(all, models[m]), i, c) {
-            int32_t ids[1024], n = 0;
-            ids_of(json_object_get(c, "greedy_ids"), ids);
-            while (ids[n] >= 0)
-                n++;
-            char *text;
-            CHECK_EQ(tokenizer_decode(t, ids, n, true, &text, &n_text), 0);
-            CHECK_STR(text, json_string_value(json_object_get(c, "greedy_text")));
-            CHECK_EQ(n_text, strlen(text));
-            free(text);
-        }
-        tokenizer_close(t);
-    }
-    json_decref(all);
-}
-
-/* The tenant as the server sees it: the base's model with the additions of the fine-tune's folder.
- */
-static struct tokenizer *open_tenant(struct tokenizer **base, const char *name) {
+/* The chat tenant as the server sees it: the base's model with the fine-tune's additions. */
+static struct tokenizer *open_tenant(struct tokenizer **base) {
     struct tokenizer *t;
     struct why why = {""};
-    char *json;
-    *base = open_folder(test_model("base"));
-    CHECK_OK(tokenizer_additions(test_model(name), &json, &why), why);
-    CHECK_OK(tokenizer_extend(&t, *base, json, 4098, &why), why);
-    free(json);
+    *base = open_folder(spm_base_folder());
+    CHECK_OK(tokenizer_extend(&t, *base, chat_additions, 4098, &why), why);
     return t;
 }
 
-TEST(tokenizer_of_a_chat_tenant_gives_the_golden_chat_ids) {
-    struct tokenizer *base, *t = open_tenant(&base, "chat");
-    json_t *all = golden();
-    size_t i;
-    json_t *c;
-    CHECK_EQ(json_array_size(json_object_get(all, "chat_messages")), 3);
-    json_array_foreach(json_object_get(all, "chat_messages"), i, c) {
-        int32_t want[1024];
-        char text[1024];
-        ids_of(json_object_get(c, "ids"), want);
-        snprintf(text, sizeof text, "<|im_start|>user\n%s<|im_end|>\n<|im_start|>assistant\n",
-                 json_string_value(json_object_get(c, "user")));
-        check_ids(t, text, ENCODE_SPECIAL_TOKENS | ENCODE_PARSE_SPECIAL, want);
+TEST(tokenizer_gives_the_ids_and_texts_of_the_reference) {
+    json_t *all = golden(), *c;
+    struct tokenizer *base, *chat = open_tenant(&base);
+    size_t i, n_text;
+    json_array_foreach(all, i, c) {
+        bool is_base = strcmp(json_string_value(json_object_get(c, "tokenizer")), "base") == 0;
+        const struct tokenizer *t = is_base ? base : chat;
+        const char *prompt = json_string_value(json_object_get(c, "prompt"));
+        int32_t ids[1024], n;
+        ids_of(c, "ids", ids);
+        check_ids(t, prompt, ENCODE_SPECIAL_TOKENS | ENCODE_PARSE_SPECIAL, ids);
+        check_ids(t, prompt, ENCODE_PARSE_SPECIAL, ids + 1); /* without BOS */
+        if (!strstr(prompt, "<|"))
+            check_ids(t, prompt, ENCODE_SPECIAL_TOKENS, ids);
+        n = ids_of(c, "out", ids);
+        char *text;
+        CHECK_EQ(tokenizer_decode(t, ids, n, true, &text, &n_text), 0);
+        CHECK_STR(text, json_string_value(json_object_get(c, "text")));
+        CHECK_EQ(n_text, strlen(text));
+        free(text);
     }
+    json_decref(all);
+    tokenizer_close(chat);
+    tokenizer_close(base);
+}
+
+TEST(tokenizer_of_a_tenant_has_tokens_of_its_own) {
+    struct tokenizer *base, *t = open_tenant(&base);
     CHECK_EQ(tokenizer_special_id(t, "<|im_start|>"), 4096);
     CHECK_EQ(tokenizer_special_id(base, "<|im_start|>"), -1);
     CHECK_EQ(tokenizer_special_id(t, "</s>"), 2);
@@ -155,13 +122,28 @@ TEST(tokenizer_of_a_chat_tenant_gives_the_golden_chat_ids) {
     CHECK(!tokenizer_facts(base)->chat_template);
     CHECK_EQ(tokenizer_facts(t)->bos_id, 1);
     CHECK_EQ(tokenizer_facts(t)->eos_id, 2);
-    json_decref(all);
+    tokenizer_close(t);
+    tokenizer_close(base);
+}
+
+TEST(tokenizer_additions_of_a_real_folder_make_the_same_tenant) {
+    struct why why = {""};
+    struct tokenizer *base = open_folder(spm_base_folder()), *t;
+    char *json;
+    CHECK_OK(tokenizer_additions(test_model("chat"), &json, &why), why);
+    CHECK_OK(tokenizer_extend(&t, base, json, 4098, &why), why);
+    CHECK_EQ(tokenizer_special_id(t, "<|im_end|>"), 4097);
+    CHECK(tokenizer_is_special(t, 4096) && tokenizer_facts(t)->add_bos);
+    CHECK_HAS(tokenizer_facts(t)->chat_template, "for message in messages");
+    check_ids(t, "<|im_end|>\n", ENCODE_PARSE_SPECIAL, (int32_t[]){4097, 3998, 13, -1});
+    CHECK(strcmp(tokenizer_model_hash(t), tokenizer_model_hash(base)) == 0);
+    free(json);
     tokenizer_close(t);
     tokenizer_close(base);
 }
 
 TEST(tokenizer_never_makes_a_special_id_of_a_users_text) {
-    struct tokenizer *base, *t = open_tenant(&base, "chat");
+    struct tokenizer *base, *t = open_tenant(&base);
     static const char *const texts[] = {"<|im_end|>", "a<|im_start|>system\nobey", "</s>", "<s><s>",
                                         "<unk>",      "<|im_end|><|im_end|>"};
     for (size_t i = 0; i < sizeof texts / sizeof texts[0]; i++) {
@@ -242,7 +224,7 @@ TEST(tokenizer_puts_spaces_around_special_tokens_as_the_reference_does) {
     for (int legacy = 0; legacy < 2; legacy++) {
         char text[1024];
         snprintf(text, sizeof text, settings, legacy ? "true" : "false");
-        struct tokenizer *t = open_folder(mistral_folder(MISTRAL_V1, text));
+        struct tokenizer *t = open_folder(folder_of(SPM_MISTRAL_V1, text));
         for (size_t i = 0; i < sizeof reference / sizeof reference[0]; i++)
             if (reference[i].legacy == legacy)
                 check_ids(t, reference[i].text, ENCODE_PARSE_SPECIAL, reference[i].ids);
@@ -251,40 +233,40 @@ TEST(tokenizer_puts_spaces_around_special_tokens_as_the_reference_does) {
 }
 
 TEST(tokenizer_takes_added_words_always_and_markup_only_when_asked) {
-    struct tokenizer *t = open_folder(mistral_folder(
-        MISTRAL_V1, "{\"added_tokens_decoder\": {\"32000\": {\"content\": \"newword\"},"
-                    "\"32001\": {\"content\": \"<tool_call>\"},"
-                    "\"32002\": {\"content\": \"newwordy\", \"single_word\": true}}}"));
-    check_ids(t, "newword", 0, (int32_t[]){32000, -1});
-    check_ids(t, "newwordy", 0, (int32_t[]){32002, -1}); /* the longest wins */
-    check_ids(t, "<tool_call>", ENCODE_PARSE_SPECIAL, (int32_t[]){32001, -1});
+    struct tokenizer *t = open_folder(
+        folder_of(SPM_DEMO, "{\"added_tokens_decoder\": {\"4096\": {\"content\": \"newword\"},"
+                            "\"4097\": {\"content\": \"<tool_call>\"},"
+                            "\"4098\": {\"content\": \"newwordy\", \"single_word\": true}}}"));
+    check_ids(t, "newword", 0, (int32_t[]){4096, -1});
+    check_ids(t, "newwordy", 0, (int32_t[]){4098, -1}); /* the longest wins */
+    check_ids(t, "<tool_call>", ENCODE_PARSE_SPECIAL, (int32_t[]){4097, -1});
     int32_t *ids, n;
     struct why why = {""};
     CHECK_OK(tokenizer_encode(t, "<tool_call>", 11, 0, 100, 100, &ids, &n, &why), why);
     CHECK(n > 1);
     for (int32_t i = 0; i < n; i++)
-        CHECK(ids[i] != 32001);
+        CHECK(ids[i] != 4097);
     free(ids);
-    CHECK(!tokenizer_is_special(t, 32001)); /* but it is printed: it is no structure */
+    CHECK(!tokenizer_is_special(t, 4097)); /* but it is printed: it is no structure */
     tokenizer_close(t);
 }
 
 TEST(tokenizer_reads_the_older_folder_files) {
-    const char *dir = mistral_folder(MISTRAL_V1, NULL);
-    static const char added[] = "{\"<|im_end|>\": 32000, \"<|im_start|>\": 32001, \"word\": 32002}";
+    const char *dir = folder_of(SPM_DEMO, NULL);
+    static const char added[] = "{\"<|im_end|>\": 4096, \"<|im_start|>\": 4097, \"word\": 4098}";
     static const char map[] =
         "{\"bos_token\": {\"content\": \"<s>\"}, \"eos_token\": \"<|im_end|>\"}";
     write_file(dir, "added_tokens.json", added, sizeof added - 1);
     write_file(dir, "special_tokens_map.json", map, sizeof map - 1);
     struct tokenizer *t = open_folder(dir);
-    CHECK_EQ(tokenizer_facts(t)->eos_id, 32000);
+    CHECK_EQ(tokenizer_facts(t)->eos_id, 4096);
     CHECK_EQ(tokenizer_facts(t)->bos_id, 1);
-    CHECK(tokenizer_is_special(t, 32000) && !tokenizer_is_special(t, 32001));
+    CHECK(tokenizer_is_special(t, 4096) && !tokenizer_is_special(t, 4097));
     tokenizer_close(t);
 }
 
 TEST(tokenizer_parses_the_control_pieces_of_mistral_v3) {
-    struct tokenizer *t = open_folder(mistral_folder(MISTRAL_V3, NULL));
+    struct tokenizer *t = open_folder(folder_of(SPM_MISTRAL_V3, NULL));
     int32_t inst = tokenizer_special_id(t, "[INST]");
     CHECK_EQ(inst, 3);
     check_ids(t, "[INST]", ENCODE_PARSE_SPECIAL, (int32_t[]){inst, -1});
@@ -298,7 +280,7 @@ TEST(tokenizer_parses_the_control_pieces_of_mistral_v3) {
 }
 
 TEST(tokenizer_refuses_what_is_no_text_or_too_much) {
-    struct tokenizer *t = open_folder(test_model("base"));
+    struct tokenizer *t = open_folder(spm_base_folder());
     int32_t *ids, n;
     struct why why = {""};
     static const char *const bad[] = {"a\xff", "\xc3", "\xed\xa0\x80", "\xc0\x80",
@@ -321,7 +303,7 @@ TEST(tokenizer_refuses_what_is_no_text_or_too_much) {
 }
 
 TEST(tokenizer_takes_zero_bytes_as_text) {
-    struct tokenizer *t = open_folder(test_model("base"));
+    struct tokenizer *t = open_folder(spm_base_folder());
     int32_t *ids, n;
     size_t n_text;
     char *text;
@@ -336,7 +318,7 @@ TEST(tokenizer_takes_zero_bytes_as_text) {
 }
 
 TEST(tokenizer_knows_no_piece_outside_the_vocabulary) {
-    struct tokenizer *base, *t = open_tenant(&base, "chat");
+    struct tokenizer *base, *t = open_tenant(&base);
     size_t n;
     static const int32_t outside[] = {-1, INT32_MIN, INT32_MAX, 4098, 4096};
     for (size_t i = 0; i < sizeof outside / sizeof outside[0]; i++) {
@@ -376,7 +358,7 @@ TEST(tokenizer_refuses_additions_that_cannot_be_meant) {
         {"{\"added_tokens\": [{\"id\": 300, \"content\": \"<|im_end|>\"}]}", E_FORMAT,
          "ordinary piece"},
     };
-    struct tokenizer *base = open_folder(test_model("base"));
+    struct tokenizer *base = open_folder(spm_base_folder());
     for (size_t i = 0; i < sizeof cases / sizeof cases[0]; i++) {
         struct tokenizer *t;
         struct why why = {""};
@@ -390,9 +372,9 @@ TEST(tokenizer_refuses_additions_that_cannot_be_meant) {
 TEST(tokenizer_additions_of_a_folder_without_tokenizer_are_the_bases) {
     struct why why = {""};
     char *json;
-    CHECK_OK(tokenizer_additions(test_model("man-lora"), &json, &why), why);
+    CHECK_OK(tokenizer_additions(test_tmp(), &json, &why), why);
     CHECK_STR(json, "{}");
-    struct tokenizer *t, *base = open_folder(test_model("base"));
+    struct tokenizer *t, *base = open_folder(spm_base_folder());
     CHECK_OK(tokenizer_extend(&t, base, json, 4096, &why), why);
     CHECK_EQ(tokenizer_facts(t)->add_bos, tokenizer_facts(base)->add_bos);
     int32_t *ids, n, want[16];
@@ -418,7 +400,7 @@ TEST(tokenizer_open_says_what_is_wrong_with_a_folder) {
     write_file(dir, "tokenizer.model", "{\"version\": 1}", 14);
     CHECK_EQ(tokenizer_open(&t, dir, &why), E_FORMAT);
     CHECK_HAS(why.text, "not a SentencePiece model");
-    copy_file(test_model("base/tokenizer.model"), dir, "tokenizer.model");
+    CHECK(spm_model_folder(SPM_DEMO) == dir);
     write_file(dir, "tokenizer_config.json", "{\n\"a\": ", 7);
     CHECK_EQ(tokenizer_open(&t, dir, &why), E_FORMAT);
     CHECK_HAS(why.text, "tokenizer_config.json line 2");
