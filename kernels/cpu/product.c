@@ -7,8 +7,6 @@
  *   then  y = y + (B u),  u = A x */
 #include "kernels/cpu/cpu.h"
 
-enum { UNIT_MIN = 32 }; /* output rows: two tiles, and whole cache lines of output */
-
 struct unit_job {
     const struct cpu *c;
     const struct product *p;
@@ -53,7 +51,7 @@ static void base_rows(const struct cpu *c, const struct unit *u, const struct sh
                             .x = sc->x,
                             .y = sc->y};
     if (n_x > 0 && a.n_out > 0)
-        c->isa->matmul(&a);
+        c->isa->matmul(&a, sc);
 }
 
 /* Shares with the same matrix (mostly all: the base's) are one product. */
@@ -136,7 +134,7 @@ static void unit_delta(const struct cpu *c, const struct unit *u, const struct s
                                 .x = sc->x,
                                 .y = sc->y,
                                 .add = true};
-        c->isa->matmul(&a);
+        c->isa->matmul(&a, sc);
     }
 }
 
@@ -186,7 +184,7 @@ static void run_lowrank(void *arg, int32_t item, int32_t thread) {
             sc->x[i] = p->x + (size_t)(s->first + c0 + i) * p->ldx;
             sc->y[i] = s->u + (size_t)(c0 + i) * (size_t)s->delta->rank;
         }
-        job->c->isa->matmul(&a);
+        job->c->isa->matmul(&a, sc);
     }
 }
 
@@ -209,7 +207,7 @@ void product_run(struct cpu *c, struct product *p, float *lowrank) {
     /* A few units a thread, so that a core that is busy elsewhere does not hold up the rest; large
      * units share the tables of a column block among more rows. */
     int32_t unit = tiles_of(n_out, 3 * pool_threads(c->pool));
-    unit = min32(UNIT_ROWS, max32(UNIT_MIN, tiles_of(unit, UNIT_MIN) * UNIT_MIN));
+    unit = min32(UNIT_ROWS, max32(PANEL_ROWS, tiles_of(unit, PANEL_ROWS) * PANEL_ROWS));
     for (int32_t i = 0; i < p->n_parts; i++) {
         p->part[i].unit = unit;
         n_units += tiles_of(p->part[i].n_out, unit);

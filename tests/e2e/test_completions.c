@@ -308,7 +308,7 @@ TEST(completions_over_the_queue_get_429_and_are_told_when_to_retry) {
     CHECK_EQ(daemon_stop(&d, SIGTERM, 5000), 0);
 }
 
-TEST(completions_in_a_crowd_equal_those_alone) {
+TEST_LIMIT(completions_in_a_crowd_equal_those_alone, 180) {
     struct daemon d = {0};
     enum { N = 24 };
     daemon_start(&d, "--max-seqs 8 --kv-tokens 1024");
@@ -322,7 +322,7 @@ TEST(completions_in_a_crowd_equal_those_alone) {
         fd[i] = start(&d, fields[i]);
     }
     for (int i = 0; i < N; i++) {
-        struct answer a = client_read(fd[i], 30000);
+        struct answer a = client_read(fd[i], 90000);
         CHECK_EQ(a.status, 200);
         json_t *crowd = json_loadb(a.body, a.n_body, 0, NULL), *alone = complete(&d, fields[i]);
         if (!json_equal(at(crowd, "choices"), at(alone, "choices")))

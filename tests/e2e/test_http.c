@@ -236,7 +236,7 @@ static bool closes_within(int fd, int limit_ms, int *status) {
     *status = a.status;
     bool closed = a.closed;
     if (a.status && !closed) {
-        struct answer rest = client_read(fd, 1000);
+        struct answer rest = client_read(fd, limit_ms);
         closed = rest.closed;
         answer_free(&rest);
     }

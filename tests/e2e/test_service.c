@@ -33,7 +33,7 @@ static int start_stream(const struct daemon *d, int n_tokens) {
 enum { BUSY = 6 };
 static void make_busy(const struct daemon *d, int fd[BUSY]) {
     for (int i = 0; i < BUSY; i++)
-        fd[i] = start_stream(d, 480);
+        fd[i] = start_stream(d, 240);
 }
 
 TEST(service_drain_lets_running_requests_finish) {
