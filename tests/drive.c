@@ -7,7 +7,11 @@
 #include "tests/check.h"
 
 struct engine_options drive_options(const char *base_dir) {
-    return (struct engine_options){.base_dir = base_dir,
+    static char dir[8][512]; /* test_model's buffers are used again sooner */
+    static int turn;
+    char *p = dir[turn++ % 8];
+    snprintf(p, sizeof dir[0], "%s", base_dir);
+    return (struct engine_options){.base_dir = p,
                                    .device = "cpu",
                                    .threads = DRIVE_SLOW ? 1 : 2,
                                    .kv_tokens = 4096,
@@ -56,8 +60,7 @@ void drive_submit(struct engine *e, const struct gen_request *r) {
     struct gen_request given = *r;
     struct why why = {""};
     given.ids = copy(r->ids, (size_t)r->n_ids * sizeof *r->ids);
-    if (r->n_bias)
-        given.bias = copy(r->bias, (size_t)r->n_bias * sizeof *r->bias);
+    given.bias = r->n_bias ? copy(r->bias, (size_t)r->n_bias * sizeof *r->bias) : NULL;
     CHECK_OK(engine_submit(e, &given, &why), why);
 }
 
