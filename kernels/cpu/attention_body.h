@@ -13,49 +13,68 @@
 #include "kernels/cpu/isa.h"
 #include "kernels/cpu/lanes.h"
 
-enum { P = KV_PAGE_TOKENS, QUERY_MICRO = LANE_VECTORS == 1 ? 4 : 1 };
+enum { P = KV_PAGE_TOKENS, QUERY_MICRO = LANE_VECTORS == 1 ? 4 : 2 };
 
-/* score[c][0..32) of C queries against a page's keys [E, P]. */
+/* score[c][0..32) of C queries against a page's keys [E, P]; even and odd columns are summed apart,
+ * which hides the latency of a sum when there are few queries. */
 INLINE void page_scores(const int C, const float *const *q, const float *keys, int32_t e,
                         float scale, float (*score)[P]) {
-    struct lanes acc[QUERY_MICRO][2]; /* C of it */
-#pragma GCC unroll 8
+    struct lanes acc[QUERY_MICRO][2][2]; /* C of it; columns even, odd; tokens low, high */
+#pragma GCC unroll 4
     for (int c = 0; c < C; c++)
-        acc[c][0] = acc[c][1] = lanes_set(0);
-    for (int32_t i = 0; i < e; i++) {
-        struct lanes k0 = lanes_load(keys + i * P), k1 = lanes_load(keys + i * P + LANES);
-#pragma GCC unroll 8
-        for (int c = 0; c < C; c++) {
-            struct lanes x = lanes_set(q[c][i]);
-            acc[c][0] = lanes_fma(k0, x, acc[c][0]);
-            acc[c][1] = lanes_fma(k1, x, acc[c][1]);
+        acc[c][0][0] = acc[c][0][1] = acc[c][1][0] = acc[c][1][1] = lanes_set(0);
+    for (int32_t i = 0; i < e; i += 2, keys += 2 * P)
+#pragma GCC unroll 2
+        for (int odd = 0; odd < 2; odd++) {
+            struct lanes k0 = lanes_load(keys + odd * P), k1 = lanes_load(keys + odd * P + LANES);
+#pragma GCC unroll 4
+            for (int c = 0; c < C; c++) {
+                struct lanes x = lanes_set(q[c][i + odd]);
+                acc[c][odd][0] = lanes_fma(k0, x, acc[c][odd][0]);
+                acc[c][odd][1] = lanes_fma(k1, x, acc[c][odd][1]);
+            }
         }
-    }
-#pragma GCC unroll 8
+    struct lanes k = lanes_set(scale);
+#pragma GCC unroll 4
     for (int c = 0; c < C; c++) {
-        lanes_store(score[c], lanes_mul(acc[c][0], lanes_set(scale)));
-        lanes_store(score[c] + LANES, lanes_mul(acc[c][1], lanes_set(scale)));
+        lanes_store(score[c], lanes_mul(lanes_add(acc[c][0][0], acc[c][1][0]), k));
+        lanes_store(score[c] + LANES, lanes_mul(lanes_add(acc[c][0][1], acc[c][1][1]), k));
     }
 }
 
-/* context[c] = context[c] * keep[c] + sum over t in [t0, t1) of p[c][t] * values[t]. */
+/* n vectors of lanes of: context[c] = context[c] * keep[c] + sum over t of p[c][t] * values[t]. */
+INLINE void value_lanes(const int C, const int n, const float (*p)[P], const float *keep,
+                        const float *values, int32_t e_lanes, int32_t t0, int32_t t1,
+                        float *context) {
+    struct lanes acc[QUERY_MICRO][4]; /* C x n of it */
+#pragma GCC unroll 4
+    for (int c = 0; c < C; c++)
+#pragma GCC unroll 4
+        for (int i = 0; i < n; i++)
+            acc[c][i] =
+                lanes_mul(lanes_load(context + c * e_lanes + i * LANES), lanes_set(keep[c]));
+    for (int32_t t = t0; t < t1; t++)
+#pragma GCC unroll 4
+        for (int i = 0; i < n; i++) {
+            struct lanes v = lanes_load(values + t * e_lanes + i * LANES);
+#pragma GCC unroll 4
+            for (int c = 0; c < C; c++)
+                acc[c][i] = lanes_fma(v, lanes_set(p[c][t]), acc[c][i]);
+        }
+#pragma GCC unroll 4
+    for (int c = 0; c < C; c++)
+#pragma GCC unroll 4
+        for (int i = 0; i < n; i++)
+            lanes_store(context + c * e_lanes + i * LANES, acc[c][i]);
+}
+
 INLINE void page_values(const int C, const float (*p)[P], const float *keep, const float *values,
                         int32_t e_lanes, int32_t t0, int32_t t1, float *context) {
-    for (int32_t i = 0; i < e_lanes; i += LANES) {
-        struct lanes acc[QUERY_MICRO]; /* C of it */
-#pragma GCC unroll 8
-        for (int c = 0; c < C; c++)
-            acc[c] = lanes_mul(lanes_load(context + c * e_lanes + i), lanes_set(keep[c]));
-        for (int32_t t = t0; t < t1; t++) {
-            struct lanes v = lanes_load(values + t * e_lanes + i);
-#pragma GCC unroll 8
-            for (int c = 0; c < C; c++)
-                acc[c] = lanes_fma(v, lanes_set(p[c][t]), acc[c]);
-        }
-#pragma GCC unroll 8
-        for (int c = 0; c < C; c++)
-            lanes_store(context + c * e_lanes + i, acc[c]);
-    }
+    int32_t i = 0;
+    for (; i + 4 * LANES <= e_lanes; i += 4 * LANES)
+        value_lanes(C, 4, p, keep, values + i, e_lanes, t0, t1, context + i);
+    for (; i < e_lanes; i += LANES)
+        value_lanes(C, 1, p, keep, values + i, e_lanes, t0, t1, context + i);
 }
 
 struct softmax_state {
@@ -83,39 +102,48 @@ static float page_softmax(struct softmax_state *st, float *score, int32_t t0, in
     return keep[0];
 }
 
+/* How many of n queries the next call takes. */
+static int32_t micro_of(int32_t n) {
+    return n >= QUERY_MICRO ? QUERY_MICRO : n >= 2 ? 2 : 1;
+}
+
 static void attention_page(const struct attention_args *a, int32_t page, struct softmax_state *st,
                            float *context) {
     const float *keys = a->kv + (size_t)a->pages[page] * a->page_stride;
     const float *values = keys + (size_t)P * (size_t)a->e;
     int32_t base = page * P, e_lanes = kv_lanes(a->e), t0[QUERIES], t1[QUERIES];
     float score[QUERIES][P], keep[QUERIES];
-    int32_t i = 0;
-    for (; i + QUERY_MICRO <= a->n_q; i += QUERY_MICRO)
-        page_scores(QUERY_MICRO, a->q + i, keys, a->e, a->scale, score + i);
-    for (; i < a->n_q; i++)
-        page_scores(1, a->q + i, keys, a->e, a->scale, score + i);
-    for (i = 0; i < a->n_q; i++) {
+    for (int32_t i = 0, n; i < a->n_q; i += n) {
+        n = micro_of(a->n_q - i);
+        if (n == QUERY_MICRO)
+            page_scores(QUERY_MICRO, a->q + i, keys, a->e, a->scale, score + i);
+        else if (n == 2)
+            page_scores(2, a->q + i, keys, a->e, a->scale, score + i);
+        else
+            page_scores(1, a->q + i, keys, a->e, a->scale, score + i);
+    }
+    for (int32_t i = 0; i < a->n_q; i++) {
         t0[i] = a->from[i] > base ? a->from[i] - base : 0;
         t1[i] = a->to[i] - base + 1 < P ? a->to[i] - base + 1 : P;
         keep[i] = 1;
         if (t0[i] < t1[i])
             keep[i] = page_softmax(&st[i], score[i], t0[i], t1[i]);
     }
-    for (i = 0; i < a->n_q;) {
-        int32_t n = 1; /* neighbours that see the same tokens share the loads */
-        while (n < QUERY_MICRO && i + n < a->n_q && t0[i + n] == t0[i] && t1[i + n] == t1[i])
+    for (int32_t i = 0, n; i < a->n_q; i += n) {
+        n = 1; /* neighbours that see the same tokens share the loads */
+        while (i + n < a->n_q && t0[i + n] == t0[i] && t1[i + n] == t1[i])
             n++;
+        n = micro_of(n);
         const float(*p)[P] = (const float(*)[P])(score + i);
         float *c = context + (size_t)i * (size_t)e_lanes;
-        if (t0[i] >= t1[i])
-            n = 1; /* sees nothing here */
-        else if (n == QUERY_MICRO)
+        if (t0[i] >= t1[i]) /* sees nothing here */
+            continue;
+        if (n == QUERY_MICRO)
             page_values(QUERY_MICRO, p, keep + i, values, e_lanes, t0[i], t1[i], c);
-        else {
-            n = 1;
+        else if (n == 2)
+            page_values(2, p, keep + i, values, e_lanes, t0[i], t1[i], c);
+        else
             page_values(1, p, keep + i, values, e_lanes, t0[i], t1[i], c);
-        }
-        i += n;
     }
 }
 

@@ -138,6 +138,28 @@ INLINE float lanes_sum(struct lanes a) {
     return (x[0] + x[2]) + (x[1] + x[3]);
 #endif
 }
+/* out[i] = lanes_sum of the i-th, in one go where the registers allow it. */
+INLINE void lanes_sum4(struct lanes a, struct lanes b, struct lanes c, struct lanes d, float *out) {
+#if defined(__AVX512F__)
+    __m512 z0 = (__m512)a.v[0], z1 = (__m512)b.v[0], z2 = (__m512)c.v[0], z3 = (__m512)d.v[0];
+    __m512 y0 = _mm512_add_ps(_mm512_shuffle_f32x4(z0, z1, 0x44), /* lanes i and i+8 of a, b */
+                              _mm512_shuffle_f32x4(z0, z1, 0xee));
+    __m512 y1 =
+        _mm512_add_ps(_mm512_shuffle_f32x4(z2, z3, 0x44), _mm512_shuffle_f32x4(z2, z3, 0xee));
+    __m512 x = _mm512_add_ps(_mm512_shuffle_f32x4(y0, y1, 0x88), /* i and i+4: a, b, c, d */
+                             _mm512_shuffle_f32x4(y0, y1, 0xdd));
+    x = _mm512_add_ps(x, _mm512_permute_ps(x, 0x4e)); /* i and i+2 */
+    x = _mm512_add_ps(x, _mm512_movehdup_ps(x));      /* i and i+1, in lanes 0, 4, 8, 12 */
+    x = _mm512_permutexvar_ps(_mm512_setr_epi32(0, 4, 8, 12, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0),
+                              x);
+    _mm_storeu_ps(out, _mm512_castps512_ps128(x));
+#else
+    out[0] = lanes_sum(a);
+    out[1] = lanes_sum(b);
+    out[2] = lanes_sum(c);
+    out[3] = lanes_sum(d);
+#endif
+}
 /* The largest of what lanes_magnitude gathered. */
 INLINE float lanes_largest_magnitude(struct lanes a) {
     int32_t m = 0;

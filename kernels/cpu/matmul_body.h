@@ -54,12 +54,19 @@ INLINE void direct(const int R, const int C, const uint16_t *w, size_t ldw, int3
                 acc[r][c] = lanes_fma(lanes_half_n(w + (size_t)r * ldw + i, k - i), xc, acc[r][c]);
         }
 #pragma GCC unroll 8
-    for (int c = 0; c < C; c++)
+    for (int c = 0; c < C; c++) {
+        float sum[SINGLE_ROWS];
+        int r = 0;
+#pragma GCC unroll 2
+        for (; r + 4 <= R; r += 4)
+            lanes_sum4(acc[r][c], acc[r + 1][c], acc[r + 2][c], acc[r + 3][c], sum + r);
+#pragma GCC unroll 4
+        for (; r < R; r++)
+            sum[r] = lanes_sum(acc[r][c]);
 #pragma GCC unroll 8
-        for (int r = 0; r < R; r++) {
-            float sum = lanes_sum(acc[r][c]);
-            y[c][r0 + r] = add ? y[c][r0 + r] + sum : sum;
-        }
+        for (r = 0; r < R; r++)
+            y[c][r0 + r] = add ? y[c][r0 + r] + sum[r] : sum[r];
+    }
 }
 
 /* All rows of w times C rows of x. */

@@ -6,8 +6,8 @@
 #include "kernels/cpu/cpu.h"
 #include "kernels/f16.h"
 
-/* Elements below which an element-wise operator stays on one thread (about 20 us of work). */
-enum { SERIAL_ELEMENTS = 1 << 15 };
+/* Elements below which an element-wise operator stays on one thread (a few us of work). */
+enum { SERIAL_ELEMENTS = 1 << 13 };
 
 static void run_rows(struct cpu *c, pool_fn fn, void *arg, int32_t n, size_t elements_each) {
     if ((size_t)n * elements_each >= SERIAL_ELEMENTS) {
