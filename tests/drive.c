@@ -120,7 +120,7 @@ int32_t reply_ids(const struct reply *r, int32_t *out, int32_t capacity) {
     return n;
 }
 
-void reply_free(struct reply *reply, int32_t n) {
+void drive_reply_free(struct reply *reply, int32_t n) {
     for (int32_t i = 0; i < n; i++) {
         free(reply[i].event);
         reply[i] = (struct reply){0};

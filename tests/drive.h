@@ -38,6 +38,6 @@ void drive_finish(struct engine *e, struct reply *reply, int32_t n);
 bool reply_same(const struct reply *a, const struct reply *b);
 /* The generated ids; a stop id that ended the text comes last. Returns how many. */
 int32_t reply_ids(const struct reply *r, int32_t *out, int32_t capacity);
-void reply_free(struct reply *reply, int32_t n);
+void drive_reply_free(struct reply *reply, int32_t n);
 
 #endif

@@ -138,7 +138,7 @@ static uint64_t check_mix(const struct engine_options *o, const struct job *job,
                       alone[i].n_events, mixed[i].n_events);
     uint64_t preemptions = stats_of(e).preemptions;
     close_all(e, tenant);
-    reply_free(mixed, N_JOBS);
+    drive_reply_free(mixed, N_JOBS);
     return preemptions;
 }
 
@@ -170,7 +170,7 @@ TEST_LIMIT(engine_reply_does_not_depend_on_what_runs_beside_it, 600) {
     o.max_batch_tokens = 200;
     o.max_seqs = 32;
     check_mix(&o, job, alone, &random);
-    reply_free(alone, N_JOBS);
+    drive_reply_free(alone, N_JOBS);
 }
 
 /* ---- coming and going while requests run ----------------------------------------------------- */
@@ -237,7 +237,7 @@ TEST_LIMIT(engine_running_request_ends_on_the_bits_it_started_with, 240) {
     CHECK_EQ(stats_of(e).tenant_bytes, bytes); /* the memory of all others went */
     tenant_unref(new);
     engine_close(e);
-    reply_free(reply, 4);
+    drive_reply_free(reply, 4);
 }
 
 /* ---- what a tenant may be -------------------------------------------------------------------- */
@@ -262,7 +262,7 @@ TEST(engine_tenant_has_its_own_vocabulary_and_context) {
     drive_submit(e, &r);
     drive_finish(e, reply, 1);
     CHECK_EQ(reply[0].event[reply[0].n_events - 1].kind, GEN_DONE);
-    reply_free(reply, 1);
+    drive_reply_free(reply, 1);
     tenant_unref(chat);
     tenant_unref(longer);
     engine_close(e);
@@ -358,5 +358,5 @@ TEST(engine_logits_that_overflow_fail_their_request_alone) {
     CHECK_EQ(stats_of(e).finished_failed, 1);
     tenant_unref(bad);
     engine_close(e);
-    reply_free(reply, 3);
+    drive_reply_free(reply, 3);
 }
