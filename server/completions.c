@@ -112,18 +112,18 @@ static void count_end(struct completion *c) {
 }
 
 static void answer(struct completion *c) {
-    size_t n = 0;
+    struct buf out;
+    buf_init(&out, SIZE_MAX / 4);
     count_end(c);
     struct exchange *x = c->x;
-    char *text = x ? reply_whole(&c->reply, &n) : NULL;
-    if (x && !text) {
-        fail(c, E_NOMEM, NULL, NULL);
+    err_t e = reply_whole(&c->reply, &out);
+    if (e) {
+        buf_free(&out);
+        fail(c, e, NULL, NULL);
         return;
     }
-    if (x) {
-        detach(c);
-        http_reply(x, 200, "application/json", text, n);
-    }
+    detach(c);
+    http_reply(x, 200, "application/json", out.data, out.n);
     cancel(c);
     release(c);
 }

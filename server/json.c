@@ -15,6 +15,23 @@ err_t json_read_object(const char *data, size_t n, json_t **out, struct why *why
     return why_set(why, E_JSON, "%s", err_sentence(E_JSON));
 }
 
+static int put(const char *text, size_t n, void *out) {
+    return buf_add(out, text, n);
+}
+
+err_t json_put_string(struct buf *out, const char *text, size_t n) {
+    json_t *string = json_stringn(n ? text : "", n);
+    if (!string)
+        return E_INVAL;
+    size_t before = out->n;
+    int failed = json_dump_callback(string, put, out, JSON_ENCODE_ANY);
+    json_decref(string);
+    if (!failed)
+        return E_OK;
+    out->n = before;
+    return E_NOMEM;
+}
+
 char *json_finish(json_t *tree, size_t *n) {
     char *text = json_dumps(tree, JSON_COMPACT | JSON_REAL_PRECISION(9));
     json_decref(tree);

@@ -4,7 +4,7 @@
 
 #include <jansson.h>
 
-#include "config/err.h"
+#include "server/buf.h"
 
 enum {
     JSON_MAX_DEPTH = 32,
@@ -13,6 +13,8 @@ enum {
 
 /* Reads one object of a request's body. *out: given (json_decref). Errors: E_JSON, E_NOMEM. */
 err_t json_read_object(const char *data, size_t n, json_t **out, struct why *why);
+/* Appends a JSON string. Errors: E_INVAL (not UTF-8; nothing was added), E_NOMEM, E_TOO_LARGE. */
+err_t json_put_string(struct buf *out, const char *text, size_t n);
 /* Text of a tree, malloc'ed; frees the tree. NULL without memory. */
 char *json_finish(json_t *tree, size_t *n);
 

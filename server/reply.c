@@ -1,12 +1,16 @@
 #include "server/reply.h"
 
 #include <math.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
 #include "server/json.h"
 
-enum { MAX_TEXT_BYTES = 64 << 20 };
+enum {
+    MAX_TEXT_BYTES = 64 << 20,
+    MAX_LOGPROBS_BYTES = 256 << 20, /* 20 alternatives for 128 Ki ids are about 70 MB */
+};
 
 /* JSON has no infinity; the field's other servers write this. */
 static const double minus_infinity = -9999.0;
@@ -21,55 +25,80 @@ static int64_t count_chars(const char *s, size_t n) {
 /* --- log-probabilities ---------------------------------------------------------------------- */
 
 /* A piece as a JSON string; bytes that are no text on their own as "bytes:\xe2\x82". */
-static json_t *piece_text(const struct tokenizer *t, int32_t id) {
+static err_t put_piece(const struct reply *r, struct buf *out, int32_t id) {
     size_t n = 0;
-    const char *piece = tokenizer_piece(t, id, &n);
-    json_t *text = json_stringn(piece ? piece : "", piece ? n : 0);
-    if (text)
-        return text;
+    const char *piece = tokenizer_piece(r->tokenizer, id, &n);
+    err_t e = json_put_string(out, piece, piece ? n : 0);
+    if (e != E_INVAL)
+        return e;
     char hex[6 + 4 * DETOK_MAX_BYTES + 1] = "bytes:";
     for (size_t i = 0; i < n && i < DETOK_MAX_BYTES; i++)
         snprintf(hex + 6 + 4 * i, 5, "\\x%02x", (unsigned char)piece[i]);
-    return json_string(hex);
+    return json_put_string(out, hex, strlen(hex));
 }
 
-static json_t *number(float logprob) {
-    return json_real(isfinite(logprob) ? (double)logprob : minus_infinity);
+/* The same digits wherever a number stands: harnesses compare them for equality. */
+static err_t put_number(struct buf *out, float logprob) {
+    char text[32];
+    snprintf(text, sizeof text, "%.9g", isfinite(logprob) ? (double)logprob : minus_infinity);
+    bool integral = !strpbrk(text, ".e"); /* typed clients want a number that looks like a float */
+    return buf_printf(out, "%s%s", text, integral ? ".0" : "");
 }
 
-/* Two ids can have the same text (a byte piece and a piece): the likelier one stays. */
-static err_t put_top(const struct reply *r, json_t *top, int32_t id, float logprob) {
-    json_t *text = piece_text(r->tokenizer, id);
-    if (!text)
-        return E_NOMEM;
-    const char *key = json_string_value(text);
-    json_t *old = strlen(key) == json_string_length(text) ? json_object_get(top, key) : NULL;
-    int failed = 0;
-    if (strlen(key) != json_string_length(text)) /* jansson's keys end at a NUL byte */
-        key = "bytes:\\x00";
-    if (!old || json_real_value(old) < (double)logprob)
-        failed = json_object_set_new(top, key, number(logprob));
-    json_decref(text);
-    return failed ? E_NOMEM : E_OK;
+/* Whether key n is equal to one before it; keys[i], n_key[i]: where key i stands and its length. */
+static bool is_repeated(const struct buf *out, const size_t *keys, const size_t *n_key, int n) {
+    for (int i = 0; i < n; i++)
+        if (n_key[i] == n_key[n] && memcmp(out->data + keys[i], out->data + keys[n], n_key[n]) == 0)
+            return true;
+    return false;
+}
+
+/* One object of alternatives, most likely first, the chosen id always among them. Two ids can have
+ * the same text (a byte piece and a piece): the likelier one stays. */
+static err_t put_top(const struct reply *r, struct buf *out, const struct gen_event *event) {
+    size_t keys[GEN_MAX_TOP + 1], n_key[GEN_MAX_TOP + 1];
+    err_t e = buf_text(out, "{");
+    int n = 0;
+    for (int32_t i = 0; !e && i <= event->n_top; i++) {
+        bool chosen = i == event->n_top;
+        size_t before = out->n;
+        if (n)
+            e = buf_text(out, ",");
+        keys[n] = out->n;
+        if (!e)
+            e = put_piece(r, out, chosen ? event->token : event->top_id[i]);
+        n_key[n] = out->n - keys[n];
+        if (!e && is_repeated(out, keys, n_key, n)) {
+            out->n = before;
+            continue;
+        }
+        n++;
+        if (!e)
+            e = buf_text(out, ":");
+        if (!e)
+            e = put_number(out, chosen ? event->logprob : event->top_logprob[i]);
+    }
+    return e ? e : buf_text(out, "}");
 }
 
 /* `scored` false: the first id of a prompt, which nothing comes before. */
 static err_t add_logprob(struct reply *r, const struct gen_event *event, int64_t offset,
                          bool scored) {
-    if (!r->tokens)
+    if (!r->has_logprobs)
         return E_OK;
+    struct buf *const lists[] = {&r->tokens, &r->token_logprobs, &r->top_logprobs, &r->text_offset};
     err_t e = E_OK;
-    json_t *top = scored ? json_object() : json_null();
-    for (int32_t i = 0; !e && scored && i < event->n_top; i++)
-        e = put_top(r, top, event->top_id[i], event->top_logprob[i]);
-    if (!e && scored)
-        e = put_top(r, top, event->token, event->logprob); /* the chosen one is always there */
-    int failed = json_array_append_new(r->top_logprobs, top);
-    failed |=
-        json_array_append_new(r->token_logprobs, scored ? number(event->logprob) : json_null());
-    failed |= json_array_append_new(r->tokens, piece_text(r->tokenizer, event->token));
-    failed |= json_array_append_new(r->text_offset, json_integer(offset));
-    return e ? e : failed ? E_NOMEM : E_OK;
+    for (size_t i = 0; !e && i < 4; i++)
+        if (lists[i]->n)
+            e = buf_text(lists[i], ",");
+    if (!e)
+        e = put_piece(r, &r->tokens, event->token);
+    if (!e)
+        e = scored ? put_number(&r->token_logprobs, event->logprob)
+                   : buf_text(&r->token_logprobs, "null");
+    if (!e)
+        e = scored ? put_top(r, &r->top_logprobs, event) : buf_text(&r->top_logprobs, "null");
+    return e ? e : buf_printf(&r->text_offset, "%lld", (long long)offset);
 }
 
 static err_t add_prompt(struct reply *r, const struct gen_event *event, bool scored) {
@@ -85,6 +114,10 @@ err_t reply_init(struct reply *r, const struct params *p, const struct tokenizer
     err_t e = E_OK;
     *r = (struct reply){.params = p, .tokenizer = t, .n_prompt = n_ids, .stop_id = -1};
     buf_init(&r->text, MAX_TEXT_BYTES);
+    buf_init(&r->tokens, MAX_TEXT_BYTES);
+    buf_init(&r->token_logprobs, MAX_TEXT_BYTES);
+    buf_init(&r->top_logprobs, MAX_LOGPROBS_BYTES);
+    buf_init(&r->text_offset, MAX_TEXT_BYTES);
     /* After a prompt of text, the first piece keeps its leading space. */
     bool continues = false;
     for (int32_t i = 0; i < n_ids && !continues; i++)
@@ -108,22 +141,17 @@ err_t reply_init(struct reply *r, const struct params *p, const struct tokenizer
     r->offset_chars = r->prompt_chars;
     if (p->gen.n_top < 0)
         return E_OK;
-    r->tokens = json_array();
-    r->token_logprobs = json_array();
-    r->top_logprobs = json_array();
-    r->text_offset = json_array();
-    if (!r->tokens || !r->token_logprobs || !r->top_logprobs || !r->text_offset)
-        return E_NOMEM;
+    r->has_logprobs = true;
     /* The engine scores ids 1 and up; nothing comes before the first. */
     return p->echo ? add_prompt(r, &(struct gen_event){.token = ids[0]}, false) : E_OK;
 }
 
 void reply_free(struct reply *r) {
     buf_free(&r->text);
-    json_decref(r->tokens);
-    json_decref(r->token_logprobs);
-    json_decref(r->top_logprobs);
-    json_decref(r->text_offset);
+    buf_free(&r->tokens);
+    buf_free(&r->token_logprobs);
+    buf_free(&r->top_logprobs);
+    buf_free(&r->text_offset);
     *r = (struct reply){0};
 }
 
@@ -230,86 +258,119 @@ err_t reply_event(struct reply *r, const struct gen_event *event) {
 
 /* --- JSON ----------------------------------------------------------------------------------- */
 
-static json_t *slice(const json_t *list, size_t from) {
-    json_t *out = json_array();
-    for (size_t i = from; i < json_array_size(list); i++)
-        json_array_append(out, json_array_get(list, i));
-    return out;
-}
-
-static json_t *logprobs_from(const struct reply *r, size_t from) {
-    if (!r->tokens || (r->params->stream && from == json_array_size(r->tokens)))
-        return json_null();
-    return json_pack("{s:o,s:o,s:o,s:o}", "tokens", slice(r->tokens, from), "token_logprobs",
-                     slice(r->token_logprobs, from), "top_logprobs", slice(r->top_logprobs, from),
-                     "text_offset", slice(r->text_offset, from));
-}
-
-static json_t *stop_reason(const struct reply *r) {
-    if (r->stopped)
-        return json_stringn(r->stopped->text, r->stopped->n);
-    return r->stop_id >= 0 && r->done ? json_integer(r->stop_id) : json_null();
-}
-
-static json_t *usage(const struct reply *r) {
-    json_int_t prompt = r->n_prompt, completion = (json_int_t)r->n_completion;
-    return json_pack("{s:I,s:I,s:I}", "prompt_tokens", prompt, "completion_tokens", completion,
-                     "total_tokens", prompt + completion);
-}
-
-/* The object around `choices` (stolen). */
-static json_t *envelope(const struct reply *r, json_t *choices) {
-    return json_pack("{s:s,s:s,s:I,s:s,s:s,s:o}", "id", r->id, "object", "text_completion",
-                     "created", (json_int_t)r->created_unix_s, "model", r->model,
-                     "system_fingerprint", r->fingerprint, "choices", choices);
-}
-
-static json_t *choice(const struct reply *r, size_t from, size_t to, size_t logprobs_at) {
-    /* A text cut in half by a byte that is no text cannot happen: the detokeniser gives characters.
-     */
-    return json_pack("[{s:i,s:o,s:o,s:s?,s:o}]", "index", 0, "text",
-                     json_stringn(r->text.data ? r->text.data + from : "", to - from), "logprobs",
-                     logprobs_from(r, logprobs_at), "finish_reason", r->finish_reason,
-                     "stop_reason", stop_reason(r));
-}
-
-char *reply_whole(struct reply *r, size_t *n) {
-    json_t *object = envelope(r, choice(r, 0, r->text.n, 0));
-    json_object_set_new(object, "usage", usage(r));
-    return json_finish(object, n);
-}
-
-static err_t add_event(struct buf *out, json_t *object) {
-    size_t n = 0;
-    char *text = json_finish(object, &n);
-    err_t e = text ? buf_text(out, "data: ") : E_NOMEM;
+static err_t put_list(struct buf *out, const char *name, struct buf *list) {
+    err_t e = buf_printf(out, "\"%s\":[", name);
     if (!e)
-        e = buf_add(out, text, n);
+        e = buf_add(out, list->data, list->n);
+    list->n = 0; /* said once: the next chunk goes on from here */
+    return e ? e : buf_text(out, "]");
+}
+
+static err_t put_logprobs(struct reply *r, struct buf *out) {
+    if (!r->has_logprobs || (r->params->stream && r->tokens.n == 0))
+        return buf_text(out, "null");
+    err_t e = buf_text(out, "{");
     if (!e)
-        e = buf_text(out, "\n\n");
-    free(text);
-    return e;
+        e = put_list(out, "tokens", &r->tokens);
+    if (!e)
+        e = buf_text(out, ",");
+    if (!e)
+        e = put_list(out, "token_logprobs", &r->token_logprobs);
+    if (!e)
+        e = buf_text(out, ",");
+    if (!e)
+        e = put_list(out, "top_logprobs", &r->top_logprobs);
+    if (!e)
+        e = buf_text(out, ",");
+    if (!e)
+        e = put_list(out, "text_offset", &r->text_offset);
+    return e ? e : buf_text(out, "}");
+}
+
+static err_t put_usage(const struct reply *r, struct buf *out) {
+    return buf_printf(out, "{\"prompt_tokens\":%d,\"completion_tokens\":%zu,\"total_tokens\":%zu}",
+                      r->n_prompt, r->n_completion, (size_t)r->n_prompt + r->n_completion);
+}
+
+/* Everything before the choices. Ids and fingerprints are plain words, a model's name may not be.
+ */
+static err_t put_head(const struct reply *r, struct buf *out) {
+    err_t e = buf_printf(out,
+                         "{\"id\":\"%s\",\"object\":\"text_completion\",\"created\":%lld,"
+                         "\"system_fingerprint\":\"%s\",\"model\":",
+                         r->id, (long long)r->created_unix_s, r->fingerprint);
+    return e ? e : json_put_string(out, r->model, strlen(r->model));
+}
+
+/* The one choice with the text from `from` to `to` and the log-probabilities not yet told. */
+static err_t put_choice(struct reply *r, struct buf *out, size_t from, size_t to) {
+    const char *reason = r->finish_reason;
+    err_t e = buf_text(out, ",\"choices\":[{\"index\":0,\"text\":");
+    if (!e)
+        e = json_put_string(out, r->text.data ? r->text.data + from : "", to - from);
+    if (!e)
+        e = buf_text(out, ",\"logprobs\":");
+    if (!e)
+        e = put_logprobs(r, out);
+    if (!e)
+        e = buf_printf(out, ",\"finish_reason\":%s%s%s,\"stop_reason\":", reason ? "\"" : "",
+                       reason ? reason : "null", reason ? "\"" : "");
+    if (!e && r->stopped)
+        e = json_put_string(out, r->stopped->text, r->stopped->n);
+    else if (!e && r->stop_id >= 0)
+        e = buf_printf(out, "%d", r->stop_id);
+    else if (!e)
+        e = buf_text(out, "null");
+    return e ? e : buf_text(out, "}]");
+}
+
+static err_t put_end(const struct reply *r, struct buf *out, bool usage_key, bool usage) {
+    err_t e = usage_key ? buf_text(out, ",\"usage\":") : E_OK;
+    if (!e && usage_key)
+        e = usage ? put_usage(r, out) : buf_text(out, "null");
+    return e ? e : buf_text(out, "}");
+}
+
+err_t reply_whole(struct reply *r, struct buf *out) {
+    err_t e = put_head(r, out);
+    if (!e)
+        e = put_choice(r, out, 0, r->text.n);
+    return e ? e : put_end(r, out, true, true);
+}
+
+static err_t stream_chunk(struct reply *r, struct buf *out, size_t end) {
+    const struct params *p = r->params;
+    err_t e = buf_text(out, "data: ");
+    if (!e)
+        e = put_head(r, out);
+    if (!e)
+        e = put_choice(r, out, r->sent_at, end);
+    r->sent_at = end;
+    if (!e)
+        e = put_end(r, out, p->include_usage, p->continuous_usage);
+    return e ? e : buf_text(out, "\n\n");
+}
+
+static err_t stream_usage(struct reply *r, struct buf *out) {
+    err_t e = buf_text(out, "data: ");
+    if (!e)
+        e = put_head(r, out);
+    if (!e)
+        e = buf_text(out, ",\"choices\":[]");
+    if (!e)
+        e = put_end(r, out, true, true);
+    return e ? e : buf_text(out, "\n\n");
 }
 
 err_t reply_stream(struct reply *r, struct buf *out) {
-    size_t end = safe_end(r), n_logprobs = json_array_size(r->tokens);
+    size_t end = safe_end(r);
     err_t e = E_OK;
     /* No chunk before the first token: clients take the first one as the time to it. */
     bool begun = r->n_completion > 0 || r->done;
-    if (begun && (end > r->sent_at || n_logprobs > r->logprobs_sent || r->done)) {
-        json_t *object = envelope(r, choice(r, r->sent_at, end, r->logprobs_sent));
-        if (r->params->include_usage)
-            json_object_set_new(object, "usage",
-                                r->params->continuous_usage ? usage(r) : json_null());
-        e = add_event(out, object);
-        r->sent_at = end;
-        r->logprobs_sent = n_logprobs;
-    }
-    if (!e && r->done && r->params->include_usage) {
-        json_t *object = envelope(r, json_array());
-        json_object_set_new(object, "usage", usage(r));
-        e = add_event(out, object);
-    }
+    if (begun && (end > r->sent_at || r->tokens.n || r->done))
+        e = stream_chunk(r, out, end);
+    if (!e && r->done && r->params->include_usage)
+        e = stream_usage(r, out);
     if (!e && r->done)
         e = buf_text(out, "data: [DONE]\n\n");
     return e;

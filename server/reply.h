@@ -5,8 +5,6 @@
 #ifndef SERVER_REPLY_H
 #define SERVER_REPLY_H
 
-#include <jansson.h>
-
 #include "engine/request.h"
 #include "server/buf.h"
 #include "server/params.h"
@@ -29,8 +27,10 @@ struct reply {
     struct detok prompt_detok;
     int64_t prompt_offset; /* characters of the prompt's ids seen so far */
     int64_t prompt_chars;  /* characters of the echoed prompt */
-    json_t *tokens, *token_logprobs, *top_logprobs, *text_offset; /* NULL: not asked for */
-    size_t logprobs_sent; /* streaming: entries before it have been sent */
+    /* Log-probabilities as the JSON text of the four lists' elements, when they were asked for;
+     * what has been streamed is dropped. A tree of them would need ten times the memory. */
+    struct buf tokens, token_logprobs, top_logprobs, text_offset;
+    bool has_logprobs;
 
     bool done;
     const char *finish_reason;       /* NULL until done */
@@ -50,7 +50,7 @@ err_t reply_event(struct reply *r, const struct gen_event *event);
 /* Appends the events that are due now to `out`: a chunk if there is something to say, and at the
  * end the usage chunk and "[DONE]". */
 err_t reply_stream(struct reply *r, struct buf *out);
-/* The whole object, malloc'ed. */
-char *reply_whole(struct reply *r, size_t *n);
+/* Appends the whole object. */
+err_t reply_whole(struct reply *r, struct buf *out);
 
 #endif

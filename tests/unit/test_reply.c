@@ -1,3 +1,5 @@
+#include <jansson.h>
+
 #include "server/reply.h"
 #include "tests/check.h"
 
@@ -84,11 +86,13 @@ static int32_t encode(const struct fixture *f, const char *text, int32_t **ids) 
 }
 
 static json_t *whole(struct fixture *f) {
-    size_t n = 0;
-    char *text = reply_whole(&f->r, &n);
-    json_t *tree = json_loadb(text, n, 0, NULL);
-    CHECK(tree);
-    free(text);
+    struct buf out;
+    buf_init(&out, 1 << 20);
+    CHECK_EQ(reply_whole(&f->r, &out), E_OK);
+    json_t *tree = json_loadb(out.data, out.n, JSON_REJECT_DUPLICATES, NULL);
+    if (!tree)
+        test_fail(__FILE__, __LINE__, "not JSON: %.*s", (int)out.n, out.data);
+    buf_free(&out);
     return tree;
 }
 
