@@ -53,7 +53,7 @@ ask() {
 }
 # show MODEL JSON-PROMPT: joins the text of the events, undoes the JSON escapes, adds the rate
 show() {
-    PROMPT=$2 awk -v model="$1" '
+    PROMPT=$2 awk -v model="$1" -v bold="$bold" '
         function plain(s) {
             gsub(/\\n/, "\n       ", s); gsub(/\\t/, "\t", s); gsub(/\\"/, "\"", s); gsub(/\\\\/, "\\", s)
             return s
@@ -68,7 +68,7 @@ show() {
         /^seconds:/ { s = $2 }
         END {
             prompt = ENVIRON["PROMPT"]; gsub(/^"|"$/, "", prompt)
-            printf "\n%-5s  %s\033[1m%s\033[0m\n", model, plain(prompt), plain(text)
+            printf "\n%-5s  %s%s%s%s\n", model, plain(prompt), bold, plain(text), bold == "" ? "" : "\033[0m"
             if (failed != "" || n == "") { print "       FAILED " failed; exit 1 }
             printf "       [%d tokens in %.2f s, %.0f tokens/s]\n", n, s, n / s
         }' "$work/$1.sse"
@@ -78,6 +78,8 @@ math='"Q: 403 + 743 = ?\nA:"'
 sql='"Request: List all movies where rating is less than 10.\nSQL:"'
 kjv='"Genesis 1:1-4\n1 In the beginning"'
 chat='"<|im_start|>user\nWhat does \"kernel\" mean?<|im_end|>\n<|im_start|>assistant\n"'
+bold=
+[ ! -t 1 ] || bold=$(printf "\033[1m")
 pids=
 for model in base math sql kjv chat; do
     eval "ask $model \"\$$model\"" &

@@ -3,8 +3,8 @@
 
     reference.py check  MODELS_DIR                  compare with golden.json of a models folder (made by
                                                     Hugging Face transformers): proves this script right
-    reference.py make   OUT.json NAME=FOLDER ...    write cases for the Hugging Face folders given
-                                                    (demo tenants: first `bitdelta export` them)
+    reference.py make OUT.json BASE_DIR NAME=FILE   write cases for the base (named "base") and for the
+                                                    tenant files given, read by docs/format.md
 
 Needs numpy; with `make`, prompts are taken from tests/golden/prompts.json as token ids."""
 import json
@@ -14,21 +14,78 @@ import sys
 
 import numpy as np
 
-DTYPES = {"F16": np.float16, "F32": np.float32}
+DTYPES = {"F16": np.float16, "F32": np.float32, "U8": np.uint8, "I32": np.int32}
+
+
+def read_safetensors(path):
+    data = open(path, "rb").read()
+    (n,) = struct.unpack("<Q", data[:8])
+    header, tensors = json.loads(data[8:8 + n]), {}
+    for key, t in header.items():
+        if key != "__metadata__":
+            a, b = t["data_offsets"]
+            tensors[key] = np.frombuffer(data[8 + n + a:8 + n + b], DTYPES[t["dtype"]]).reshape(t["shape"])
+    return header.get("__metadata__", {}), tensors
 
 
 def load(folder):
     tensors = {}
     for name in sorted(os.listdir(folder)):
         if name.endswith(".safetensors"):
-            data = open(os.path.join(folder, name), "rb").read()
-            (n,) = struct.unpack("<Q", data[:8])
-            for key, t in json.loads(data[8:8 + n]).items():
-                if key != "__metadata__":
-                    a, b = t["data_offsets"]
-                    raw = np.frombuffer(data[8 + n + a:8 + n + b], DTYPES[t["dtype"]])
-                    tensors[key] = raw.reshape(t["shape"]).astype(np.float32)
+            for key, t in read_safetensors(os.path.join(folder, name))[1].items():
+                tensors[key] = t.astype(np.float32)
     return json.load(open(os.path.join(folder, "config.json"))), tensors
+
+
+def signs(tiles, n, k):
+    """Sign bits in 16 x 256 tiles -> [n, k] of +1, -1 (docs/format.md, "Tiles")."""
+    words = tiles.view("<u4").reshape(tiles.shape[0], tiles.shape[1], 8, 4, 4)  # g, t, slot
+    out = np.empty((tiles.shape[0] * 16, tiles.shape[1] * 256), np.float32)
+    for slot in range(4):  # (row g, word t), (row g+8, word t), (row g, word t+4), (row g+8, word t+4)
+        row, word = slot % 2 * 8, slot // 2 * 4
+        for t in range(4):
+            w = words[:, :, :, t, slot]
+            bits = (w[..., None] >> np.arange(32, dtype=np.uint32) & 1).astype(np.float32) * 2 - 1
+            for g in range(8):
+                for j in range(tiles.shape[1]):
+                    first = j * 256 + (word + t) * 32
+                    out[row + g::16, first:first + 32] = bits[:, j, g]
+    return out[:n, :k]
+
+
+def difference(tensors, part, shape):
+    total, p = np.zeros(shape, np.float32), 0
+    while f"{part}.plane{p}.bits" in tensors:
+        plane = f"{part}.plane{p}"
+        scaled = signs(tensors[plane + ".bits"], *shape) * tensors[plane + ".row"][:, None]
+        total += scaled * tensors[plane + ".col"] if plane + ".col" in tensors else scaled
+        p += 1
+    if part + ".lora_a" in tensors:
+        total += tensors[part + ".lora_b"].astype(np.float32) @ tensors[part + ".lora_a"].astype(np.float32)
+    return total
+
+
+def load_tenant(base, path):
+    """A tenant file on top of a loaded base, merged in FP32."""
+    meta, t = read_safetensors(path)
+    tenant, w = json.loads(meta["tenant"]), dict(base[1])
+    matrices = {part: part + ".weight" for part in tenant["parts"]}
+    matrices.update({"embed": "model.embed_tokens.weight", "head": "lm_head.weight"})
+    for part, name in matrices.items():
+        if part + ".dense" in t:
+            w[name] = t[part + ".dense"].astype(np.float32)
+        else:
+            w[name] = w[name] + difference(t, part, w[name].shape)
+        if part + ".row_ids" in t:
+            ids = t[part + ".row_ids"]
+            more = np.zeros((max(int(ids.max()) + 1 - len(w[name]), 0), w[name].shape[1]), np.float32)
+            w[name] = np.concatenate([w[name], more])
+            w[name][ids] = t[part + ".rows"]
+    for i, norm in enumerate(t["norm"]):
+        kind = "post_attention_layernorm" if i % 2 else "input_layernorm"
+        last = i == len(t["norm"]) - 1
+        w["model.norm.weight" if last else f"model.layers.{i // 2}.{kind}.weight"] = norm
+    return tenant["config"], w
 
 
 def rope(config, n):
@@ -117,13 +174,18 @@ def main():
     if len(sys.argv) < 4 or sys.argv[1] != "make":
         sys.exit(__doc__)
     prompts = json.load(open(os.path.join(os.path.dirname(__file__), "prompts.json")))
+    base = load(sys.argv[3])
+    models = {"base": base}
+    for argument in sys.argv[4:]:
+        name, path = argument.split("=", 1)
+        models[name] = load_tenant(base, path)
     result = {}
-    for argument in sys.argv[3:]:
-        name, folder = argument.split("=", 1)
-        model = load(folder)
+    for name, model in models.items():
         result[name] = [case(model, ids, 24) for ids in prompts["all"] + prompts.get(name, [])]
         print(name, len(result[name]), "cases")
-    json.dump(result, open(sys.argv[2], "w"))
+    with open(sys.argv[2], "w") as f:  # a case a line, so that a change can be read
+        f.write("{" + ",\n".join(json.dumps(name) + ": [\n " + ",\n ".join(map(json.dumps, cases)) + "]"
+                                 for name, cases in result.items()) + "}\n")
 
 
 main()
