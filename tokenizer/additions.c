@@ -15,6 +15,7 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
+#include "config/json.h"
 #include "config/sha256.h"
 
 enum {
@@ -76,18 +77,17 @@ out:
 
 /* *out: the object in dir/name; NULL if there is no such file. */
 static err_t read_object(const char *dir, const char *name, json_t **out, struct why *why) {
-    char *text;
+    char *text, label[256];
     size_t n;
-    json_error_t error;
     *out = NULL;
     err_t e = additions_read_file(dir, name, MAX_JSON_BYTES, &text, &n, why);
     if (e || !text)
         return e;
-    *out = json_loadb(text, n, JSON_REJECT_DUPLICATES, &error);
+    snprintf(label, sizeof label, "%.180s/%s", dir, name);
+    e = json_parse(out, text, n, label, ADDITIONS_MAX_DEPTH, ADDITIONS_MAX_VALUES, why);
     free(text);
-    if (!*out)
-        return why_set(why, E_FORMAT, "%s/%s line %d is not JSON: %s", dir, name, error.line,
-                       error.text);
+    if (e)
+        return e;
     if (!json_is_object(*out)) {
         json_decref(*out);
         *out = NULL;

@@ -9,7 +9,11 @@
 
 #include "config/err.h"
 
-enum { ADDITIONS_MAX_MODEL_BYTES = 256 << 20 }; /* of tokenizer.model; real ones have 0.5 to 5 MB */
+enum {
+    ADDITIONS_MAX_MODEL_BYTES = 256 << 20, /* of tokenizer.model; real ones have 0.5 to 5 MB */
+    ADDITIONS_MAX_DEPTH = 32,              /* of their JSON */
+    ADDITIONS_MAX_VALUES = 1 << 20,        /* seven for each added token */
+};
 
 /* The whole of dir/name, with a NUL after it; *data is malloc'ed. An absent file is no error:
  * *data is NULL then. Errors: E_IO, E_FORMAT (more than max bytes), E_NOMEM. */

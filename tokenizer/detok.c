@@ -4,8 +4,8 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "tokenizer/tokenizer.h"
 #include "config/utf8.h"
+#include "tokenizer/tokenizer.h"
 #include "tokenizer/vocab.h"
 
 _Static_assert(VOCAB_MAX_PIECE_BYTES + 4 * (sizeof UTF8_REPLACEMENT_TEXT - 1) <= DETOK_MAX_BYTES,

@@ -7,6 +7,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "config/json.h"
 #include "config/utf8.h"
 #include "tokenizer/added.h"
 #include "tokenizer/additions.h"
@@ -164,14 +165,14 @@ err_t tokenizer_open(struct tokenizer **out, const char *dir, struct why *why) {
 err_t tokenizer_extend(struct tokenizer **out, const struct tokenizer *base, const char *json,
                        int32_t vocab, struct why *why) {
     *out = NULL;
-    json_error_t error;
-    json_t *settings = json_loads(base->settings, 0, NULL);
-    json_t *own = json_loads(json, JSON_REJECT_DUPLICATES, &error);
+    json_t *settings = json_loads(base->settings, 0, NULL), *own = NULL;
     struct tokenizer *t = calloc(1, sizeof *t);
     err_t e = settings && t ? E_OK : why_set(why, E_NOMEM, "no memory for the tokenizer");
+    if (!e)
+        e = json_parse(&own, json, strlen(json), "the tokenizer's additions", ADDITIONS_MAX_DEPTH,
+                       ADDITIONS_MAX_VALUES, why);
     if (!e && !json_is_object(own))
-        e = why_set(why, E_FORMAT, "the tokenizer's additions are not a JSON object: %s",
-                    own ? "another value stands there" : error.text);
+        e = why_set(why, E_FORMAT, "the tokenizer's additions are not a JSON object");
     const char *hash = e ? NULL : json_string_value(json_object_get(own, "model_hash"));
     if (hash && *hash && strcmp(hash, base->vocab->model_hash) != 0)
         e = why_set(why, E_WRONG_BASE,

@@ -342,7 +342,7 @@ TEST(tokenizer_refuses_additions_that_cannot_be_meant) {
         const char *part;
     } cases[] = {
         {"[]", E_FORMAT, "not a JSON object"},
-        {"{", E_FORMAT, "not a JSON object"},
+        {"{", E_FORMAT, "not valid JSON"},
         {"{\"model_hash\": \"00\"}", E_WRONG_BASE, "another tokenizer.model"},
         {"{\"added_tokens\": {}}", E_FORMAT, "not an array"},
         {"{\"added_tokens\": [{\"id\": 4098, \"content\": \"<x>\"}]}", E_FORMAT, "ends at 4097"},
@@ -403,7 +403,7 @@ TEST(tokenizer_open_says_what_is_wrong_with_a_folder) {
     CHECK(spm_model_folder(SPM_DEMO) == dir);
     write_file(dir, "tokenizer_config.json", "{\n\"a\": ", 7);
     CHECK_EQ(tokenizer_open(&t, dir, &why), E_FORMAT);
-    CHECK_HAS(why.text, "tokenizer_config.json line 2");
+    CHECK_HAS(why.text, "tokenizer_config.json: not valid JSON");
     write_file(dir, "tokenizer_config.json", "{\"added_tokens_decoder\": {\"x\": {}}}", 35);
     CHECK_EQ(tokenizer_open(&t, dir, &why), E_FORMAT);
     CHECK_HAS(why.text, "\"x\"");
