@@ -101,7 +101,7 @@ static bool event_same(const struct gen_event *a, const struct gen_event *b) {
            memcmp(a->top_logprob, b->top_logprob, n * sizeof *a->top_logprob) == 0;
 }
 
-bool reply_same(const struct reply *a, const struct reply *b) {
+bool drive_same(const struct reply *a, const struct reply *b) {
     if (a->n_events != b->n_events)
         return false;
     for (int32_t i = 0; i < a->n_events; i++)
@@ -110,17 +110,7 @@ bool reply_same(const struct reply *a, const struct reply *b) {
     return true;
 }
 
-int32_t reply_ids(const struct reply *r, int32_t *out, int32_t capacity) {
-    int32_t n = 0;
-    for (int32_t i = 0; i < r->n_events && n < capacity; i++) {
-        const struct gen_event *e = &r->event[i];
-        if (e->kind == GEN_TOKEN || (e->kind == GEN_DONE && e->finish == GEN_STOP))
-            out[n++] = e->token;
-    }
-    return n;
-}
-
-void drive_reply_free(struct reply *reply, int32_t n) {
+void drive_free(struct reply *reply, int32_t n) {
     for (int32_t i = 0; i < n; i++) {
         free(reply[i].event);
         reply[i] = (struct reply){0};

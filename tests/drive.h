@@ -35,9 +35,7 @@ size_t drive_poll(struct engine *e, struct reply *reply, int timeout_ms);
 void drive_finish(struct engine *e, struct reply *reply, int32_t n);
 
 /* Same kinds, ids and log-probability bits, alternatives included. */
-bool reply_same(const struct reply *a, const struct reply *b);
-/* The generated ids; a stop id that ended the text comes last. Returns how many. */
-int32_t reply_ids(const struct reply *r, int32_t *out, int32_t capacity);
-void drive_reply_free(struct reply *reply, int32_t n);
+bool drive_same(const struct reply *a, const struct reply *b);
+void drive_free(struct reply *reply, int32_t n);
 
 #endif

@@ -104,6 +104,6 @@ void golden_check(struct engine *e, struct tenant *tenant, const char *name) {
     json_array_foreach(cases, i, c) submit_case(e, tenant, i, c);
     drive_finish(e, reply, n);
     json_array_foreach(cases, i, c) check_case(name, (int)i, c, &reply[i]);
-    drive_reply_free(reply, n);
+    drive_free(reply, n);
     json_decref(root);
 }

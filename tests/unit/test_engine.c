@@ -105,7 +105,7 @@ TEST(engine_submit_refuses_and_leaves_the_ids_to_the_caller) {
     CHECK_EQ(submit_again(e, endless(3, 4), &why), E_INVAL); /* its id is live */
     drive_finish(e, reply, 4);
     engine_close(e);
-    drive_reply_free(reply, MAX_REPLIES);
+    drive_free(reply, MAX_REPLIES);
 }
 
 TEST(engine_max_tokens_0_answers_at_once) {
@@ -122,7 +122,7 @@ TEST(engine_max_tokens_0_answers_at_once) {
     CHECK_EQ(reply[1].n_events, N_PROMPT);
     CHECK_NEAR((double)reply[1].event[0].logprob, -5.247056, 2e-3, 0);
     engine_close(e);
-    drive_reply_free(reply, 2);
+    drive_free(reply, 2);
 }
 
 TEST(engine_drain_finishes_what_runs) {
@@ -138,7 +138,7 @@ TEST(engine_drain_finishes_what_runs) {
     for (int i = 0; i < n; i++)
         CHECK_EQ(reply[i].n_events, 51);
     engine_close(e);
-    drive_reply_free(reply, n);
+    drive_free(reply, n);
 }
 
 TEST(engine_cancel_ends_within_one_step) {
@@ -168,7 +168,7 @@ TEST(engine_cancel_ends_within_one_step) {
     CHECK(stats_of(e).steps <= before + 3);
     CHECK_EQ(stats_of(e).finished_cancelled, 2);
     engine_close(e);
-    drive_reply_free(reply, 2);
+    drive_free(reply, 2);
 }
 
 TEST_LIMIT(engine_cancel_storm_leaves_no_page, 120) {
@@ -198,7 +198,7 @@ TEST_LIMIT(engine_cancel_storm_leaves_no_page, 120) {
         drive_finish(e, reply, n);
         for (int32_t i = 0; i < n; i++)
             CHECK(reply[i].event[reply[i].n_events - 1].kind == GEN_DONE);
-        drive_reply_free(reply, n);
+        drive_free(reply, n);
         wait_idle(e);
         CHECK_EQ(stats_of(e).kv_pages_used, 0);
     }
@@ -232,7 +232,7 @@ TEST_LIMIT(engine_waits_for_a_reader_that_sleeps_and_loses_nothing, 240) {
         for (int32_t j = 0; j < 399; j++)
             CHECK_EQ(reply[i].event[j].token, ids[j + 1]);
     }
-    drive_reply_free(reply, N);
+    drive_free(reply, N);
     for (uint64_t id = 0; id < N; id++) { /* and it can be closed while it waits */
         struct gen_request r = drive_request(id, ids, 400, 1);
         r.prompt_logprobs = true;
@@ -284,7 +284,7 @@ TEST(engine_memory_is_weights_and_kv_and_little_more) {
             drive_submit(e, &r);
         }
         drive_finish(e, reply, 64);
-        drive_reply_free(reply, 64);
+        drive_free(reply, 64);
         size_t limit = engine_base_info(e)->bytes + kv + (64u << 20);
         if (resident_bytes() > limit)
             test_fail(__FILE__, __LINE__, "resident %zu bytes, allowed %zu", resident_bytes(),

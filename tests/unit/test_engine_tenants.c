@@ -133,12 +133,12 @@ static uint64_t check_mix(const struct engine_options *o, const struct job *job,
     }
     drive_finish(e, mixed, N_JOBS);
     for (int32_t i = 0; i < N_JOBS; i++)
-        if (!reply_same(&alone[i], &mixed[i]))
+        if (!drive_same(&alone[i], &mixed[i]))
             test_fail(__FILE__, __LINE__, "request %d differs: %d events alone, %d in the mix", i,
                       alone[i].n_events, mixed[i].n_events);
     uint64_t preemptions = stats_of(e).preemptions;
     close_all(e, tenant);
-    drive_reply_free(mixed, N_JOBS);
+    drive_free(mixed, N_JOBS);
     return preemptions;
 }
 
@@ -170,7 +170,7 @@ TEST_LIMIT(engine_reply_does_not_depend_on_what_runs_beside_it, 600) {
     o.max_batch_tokens = 200;
     o.max_seqs = 32;
     check_mix(&o, job, alone, &random);
-    drive_reply_free(alone, N_JOBS);
+    drive_free(alone, N_JOBS);
 }
 
 /* ---- coming and going while requests run ----------------------------------------------------- */
@@ -209,7 +209,7 @@ TEST_LIMIT(engine_running_request_ends_on_the_bits_it_started_with, 240) {
         drive_submit(e, &r);
         drive_finish(e, reply, (int32_t)id + 1);
     }
-    CHECK(!reply_same(&reply[0], &reply[1]));
+    CHECK(!drive_same(&reply[0], &reply[1]));
     tenant_unref(new);
 
     struct gen_request r = long_request(2, old);
@@ -229,15 +229,15 @@ TEST_LIMIT(engine_running_request_ends_on_the_bits_it_started_with, 240) {
     drive_finish(e, reply, 4);
     for (int i = 0; i < 2; i++)
         pthread_join(thread[i], NULL);
-    CHECK(reply_same(&reply[2], &reply[0]));
-    CHECK(reply_same(&reply[3], &reply[1]));
+    CHECK(drive_same(&reply[2], &reply[0]));
+    CHECK(drive_same(&reply[3], &reply[1]));
     size_t bytes = tenant_info(new)->bytes;
     for (int i = 0; i < 300 && stats_of(e).tenant_bytes != bytes; i++)
         usleep(10000);
     CHECK_EQ(stats_of(e).tenant_bytes, bytes); /* the memory of all others went */
     tenant_unref(new);
     engine_close(e);
-    drive_reply_free(reply, 4);
+    drive_free(reply, 4);
 }
 
 /* ---- what a tenant may be -------------------------------------------------------------------- */
@@ -262,7 +262,7 @@ TEST(engine_tenant_has_its_own_vocabulary_and_context) {
     drive_submit(e, &r);
     drive_finish(e, reply, 1);
     CHECK_EQ(reply[0].event[reply[0].n_events - 1].kind, GEN_DONE);
-    drive_reply_free(reply, 1);
+    drive_free(reply, 1);
     tenant_unref(chat);
     tenant_unref(longer);
     engine_close(e);
@@ -358,5 +358,5 @@ TEST(engine_logits_that_overflow_fail_their_request_alone) {
     CHECK_EQ(stats_of(e).finished_failed, 1);
     tenant_unref(bad);
     engine_close(e);
-    drive_reply_free(reply, 3);
+    drive_free(reply, 3);
 }
