@@ -9,7 +9,7 @@
 
 #include "config/err.h"
 
-enum { MAX_OPTIONS = 12, MAX_OPERANDS = 1 };
+enum { MAX_OPTIONS = 16, MAX_OPERANDS = 1 };
 
 struct option {
     const char *name;  /* "--base" */
@@ -36,7 +36,7 @@ struct command {
 };
 
 extern const struct command command_compress, command_import_diff, command_import_lora,
-    command_inspect, command_verify, command_export;
+    command_inspect, command_verify, command_eval, command_export;
 
 /* E_USAGE with a sentence for anything that the command's table does not have. */
 err_t args_parse(struct args *a, const struct command *c, int argc, char **argv, struct why *why);

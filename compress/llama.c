@@ -1,7 +1,6 @@
 /* Making, loading and freeing the calibration model's weights. */
 #include "compress/llama.h"
 
-#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -56,14 +55,10 @@ err_t llama_load(struct llama *m, const struct checkpoint *c, struct why *why) {
                                 n_vocab, why);
     if (!e && !c->config.tied)
         e = checkpoint_read_f32(c, "lm_head.weight", m->matrix[llama_head(m)].w, n_vocab, why);
-    for (int32_t i = 0; !e && i < 2 * s->n_layers; i++) {
-        snprintf(name, sizeof name, "model.layers.%d.%s.weight", i / 2,
-                 i % 2 ? "post_attention_layernorm" : "input_layernorm");
+    for (int32_t i = 0; !e && i < 2 * s->n_layers + 1; i++) {
+        norm_name(name, sizeof name, s, i);
         e = checkpoint_read_f32(c, name, m->norm + (size_t)i * dim, dim, why);
     }
-    if (!e)
-        e = checkpoint_read_f32(c, "model.norm.weight", m->norm + (size_t)(2 * s->n_layers) * dim,
-                                dim, why);
     return e;
 }
 

@@ -11,7 +11,7 @@ struct loss_job {
     int32_t n_rows, vocab, rows_task;
     const float *student, *teacher; /* [M, V] */
     const int32_t *target;          /* [M] */
-    float mse_weight, grad_scale;
+    float kl_weight, mse_weight, grad_scale;
     float *grad; /* [M, V] or NULL */
     struct loss sum[MAX_TASKS];
 };
@@ -51,7 +51,7 @@ static void one_row(const struct loss_job *j, int32_t r, struct loss *sum) {
         kl += p * (lt - ly);
         mse += d * d;
         if (grad) /* last use of y[i]: grad may lie where y lies */
-            grad[i] = (fast_exp(ly) - p + pull * d) * j->grad_scale;
+            grad[i] = ((fast_exp(ly) - p) * j->kl_weight + pull * d) * j->grad_scale;
     }
     sum->kl += (double)kl;
     sum->mse += (double)mse / (double)j->vocab;
@@ -68,11 +68,11 @@ static void loss_task(void *arg, int32_t task, int32_t thread) {
 }
 
 void loss_distil(const struct gemm *g, int32_t n_rows, int32_t vocab, const float *student,
-                 const float *teacher, const int32_t *target, float mse_weight, float grad_scale,
-                 float *grad, struct loss *sum) {
+                 const float *teacher, const int32_t *target, float kl_weight, float mse_weight,
+                 float grad_scale, float *grad, struct loss *sum) {
     struct loss_job j = {.n_rows = n_rows, .vocab = vocab, .rows_task = ROWS_TASK};
     j.student = student, j.teacher = teacher, j.target = target;
-    j.mse_weight = mse_weight, j.grad_scale = grad_scale, j.grad = grad;
+    j.kl_weight = kl_weight, j.mse_weight = mse_weight, j.grad_scale = grad_scale, j.grad = grad;
     while ((n_rows + j.rows_task - 1) / j.rows_task > MAX_TASKS)
         j.rows_task *= 2;
     int32_t n = (n_rows + j.rows_task - 1) / j.rows_task;

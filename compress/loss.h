@@ -15,10 +15,10 @@ struct loss {
 
 /* Adds this batch's rows to *sum. student, teacher: logits [M, vocab]. target [M]: id that follows
  * each row, -1 for none; NULL: none anywhere.
- * grad [M, vocab], or NULL: gradient of sum over rows of (kl + mse_weight * mse), times
- * grad_scale; may be `student` itself. */
+ * grad [M, vocab], or NULL: gradient of sum over rows of (kl_weight * kl + mse_weight * mse),
+ * times grad_scale; may be `student` itself. */
 void loss_distil(const struct gemm *g, int32_t n_rows, int32_t vocab, const float *student,
-                 const float *teacher, const int32_t *target, float mse_weight, float grad_scale,
-                 float *grad, struct loss *sum);
+                 const float *teacher, const int32_t *target, float kl_weight, float mse_weight,
+                 float grad_scale, float *grad, struct loss *sum);
 
 #endif

@@ -14,6 +14,7 @@ static const struct command *const commands[] = {
     &command_compress,
     &command_inspect,
     &command_verify,
+    &command_eval,
 };
 enum { N_COMMANDS = sizeof commands / sizeof *commands };
 

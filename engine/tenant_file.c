@@ -10,6 +10,7 @@
 #include <sys/stat.h>
 
 #include "config/json.h"
+#include "kernels/f16.h"
 
 enum { MAX_TENSOR_NAME = 160, MAX_HASHES = 1 << 20 };
 
@@ -106,27 +107,33 @@ static err_t check_padding(const struct load *l, const struct st_tensor *t, int3
 /* ---- tensors of one matrix --------------------------------------------------------------------
  */
 
-/* The row scale as a vector [n]: where it lies, or expanded at the end of the block. */
-static err_t map_row_scale(struct load *l, const char *part, const char *suffix, int32_t n,
-                           const float **out) {
+/* A scale as a vector [n] of FP32: where it lies, or (one element for all rows; FP16) expanded at
+ * the end of the block. */
+static err_t map_scale(struct load *l, const char *part, const char *suffix, int32_t n,
+                       bool may_be_one, const float **out) {
     const struct st_tensor *t = lookup(l, part, suffix);
-    bool scalar = t && t->n_dims == 1 && t->dim[0] == 1;
+    bool scalar = may_be_one && t && t->n_dims == 1 && t->dim[0] == 1,
+         half = t && t->dtype == ST_F16;
     int64_t dim = scalar ? 1 : n;
-    err_t e = claim(l, part, suffix, ST_F32, 1, &dim, &t);
+    err_t e = claim(l, part, suffix, half ? ST_F16 : ST_F32, 1, &dim, &t);
     if (!e)
-        e = check_f32(l, t, TENANT_MAX_SCALE);
+        e = half ? check_f16(l, t) : check_f32(l, t, TENANT_MAX_SCALE);
     if (e)
         return e;
-    *out = data_of(l, t);
-    if (scalar && n > 1) {
-        if (l->block) {
-            float *vector = (float *)(void *)(l->block + l->at);
-            for (int32_t i = 0; i < n; i++)
-                vector[i] = **out;
-            *out = vector;
+    const void *data = data_of(l, t);
+    *out = data;
+    if (!half && (!scalar || n == 1))
+        return E_OK;
+    if (l->block) {
+        float *vector = (float *)(void *)(l->block + l->at);
+        for (int32_t i = 0; i < n; i++) {
+            int32_t from = scalar ? 0 : i;
+            vector[i] =
+                half ? half_to_float(((const uint16_t *)data)[from]) : ((const float *)data)[from];
         }
-        l->at += ((size_t)n * sizeof(float) + TENANT_ALIGN - 1) / TENANT_ALIGN * TENANT_ALIGN;
+        *out = vector;
     }
+    l->at += ((size_t)n * sizeof(float) + TENANT_ALIGN - 1) / TENANT_ALIGN * TENANT_ALIGN;
     return E_OK;
 }
 
@@ -144,15 +151,10 @@ static err_t map_plane(struct load *l, const char *part, int32_t i, int32_t n, i
     if (e)
         return e;
     plane->bits = data_of(l, t);
-    e = map_row_scale(l, part, row, n, &plane->row);
+    e = map_scale(l, part, row, n, true, &plane->row);
     if (e || !lookup(l, part, col))
         return e;
-    int64_t dim = k;
-    e = claim(l, part, col, ST_F32, 1, &dim, &t);
-    if (!e)
-        e = check_f32(l, t, TENANT_MAX_SCALE);
-    plane->col = e ? NULL : data_of(l, t);
-    return e;
+    return map_scale(l, part, col, k, false, &plane->col);
 }
 
 static err_t map_low_rank(struct load *l, const char *part, int32_t n, int32_t k, struct delta *d) {

@@ -104,7 +104,7 @@ static void keep(void *arg, int32_t i, float *grad) {
 static double loss_of(struct setup *s) {
     struct loss sum = {0};
     llama_forward(&s->m, &s->g, &s->b, s->tape, s->logits);
-    loss_distil(&s->g, ROWS, VOCAB, s->logits, s->teacher, NULL, 0.7f, 1, NULL, &sum);
+    loss_distil(&s->g, ROWS, VOCAB, s->logits, s->teacher, NULL, 1, 0.7f, 1, NULL, &sum);
     return sum.kl + (double)0.7f * sum.mse;
 }
 
@@ -138,7 +138,7 @@ static void check_gradients(bool tied, int32_t window) {
     open_setup(&s, tied, window);
     struct loss sum = {0};
     llama_forward(&s.m, &s.g, &s.b, s.tape, s.logits);
-    loss_distil(&s.g, ROWS, VOCAB, s.logits, s.teacher, NULL, 0.7f, 1, s.logits, &sum);
+    loss_distil(&s.g, ROWS, VOCAB, s.logits, s.teacher, NULL, 1, 0.7f, 1, s.logits, &sum);
     llama_backward(&s.m, &s.g, &s.b, s.tape, s.logits, s.dnorm, (struct llama_sink){keep, &s});
     unsigned seed = 5;
     for (int32_t i = 0; i < s.m.n_matrices; i++) {
@@ -185,8 +185,8 @@ TEST(loss_is_zero_and_agrees_for_equal_logits_and_counts_targets) {
     float x[2 * 3] = {0, 1, 2, 2, 1, 0}, y[2 * 3] = {0, 1, 2, 0, 1, 2};
     int32_t target[2] = {2, -1};
     struct loss same = {0}, other = {0};
-    loss_distil(&g, 2, 3, x, x, target, 0, 1, NULL, &same);
-    loss_distil(&g, 2, 3, y, x, target, 0, 1, NULL, &other);
+    loss_distil(&g, 2, 3, x, x, target, 1, 0, 1, NULL, &same);
+    loss_distil(&g, 2, 3, y, x, target, 1, 0, 1, NULL, &other);
     CHECK_NEAR(same.kl, 0, 1e-6, 0);
     CHECK_EQ(same.n_agree, 2);
     CHECK_EQ(same.n_targets, 1);
