@@ -1,13 +1,14 @@
-/* Reference results of Hugging Face transformers in FP32 (golden.json beside the models; its README
- * says how they were made), against an engine. */
+/* Recorded reference results against an engine. Two files of one form: golden.json beside the
+ * shared models (Hugging Face transformers in FP32; their README says how it was made), and
+ * demo.json here (reference.py, for the shipped base and tenants). */
 #ifndef TESTS_GOLDEN_GOLDEN_H
 #define TESTS_GOLDEN_GOLDEN_H
 
 #include "engine/engine.h"
 
-/* Serves every case recorded under `name`, all of them at once, for a tenant (NULL: the base), and
- * fails the test where a log-probability is off by more than 2e-3 or a greedy id differs although
- * its recorded margin exceeds 0.02. */
-void golden_check(struct engine *e, struct tenant *tenant, const char *name);
+/* Serves every case recorded under `name` in the file, all of them at once, for a tenant (NULL: the
+ * base), and fails the test where a log-probability is off by more than 2e-3 or a greedy id differs
+ * although its recorded margin exceeds 0.02. */
+void golden_check(struct engine *e, struct tenant *tenant, const char *file, const char *name);
 
 #endif

@@ -1,4 +1,5 @@
-/* The real models, each served whole as a base, against the reference implementation. */
+/* Real models against the reference: the shared ones, each served whole as a base and as tenants
+ * imported from the published format, and the shipped base with its tenants. */
 #include "tests/check.h"
 #include "tests/drive.h"
 #include "tests/golden/golden.h"
@@ -6,7 +7,21 @@
 static void check_base(const char *folder, const char *name) {
     struct engine_options o = drive_options(test_model(folder));
     struct engine *e = drive_open(&o);
-    golden_check(e, NULL, name);
+    golden_check(e, NULL, test_model("golden.json"), name);
+    engine_close(e);
+}
+
+/* A tenant of the shipped base, or "base": the base itself. */
+static void check_demo(const char *name) {
+    struct engine_options o = drive_options("demo/base");
+    struct engine *e = drive_open(&o);
+    struct tenant *tenant = NULL;
+    char path[64];
+    snprintf(path, sizeof path, "demo/tenants/%s.bitdelta", name);
+    if (strcmp(name, "base") != 0)
+        tenant = drive_tenant(e, path);
+    golden_check(e, tenant, "tests/golden/demo.json", name);
+    tenant_unref(tenant);
     engine_close(e);
 }
 
@@ -30,4 +45,20 @@ TEST(golden_long_has_its_own_rope) {
 }
 TEST(golden_long_prompt_of_900_ids) {
     check_base("long", "long_900");
+}
+
+TEST(golden_demo_base) {
+    check_demo("base");
+}
+TEST(golden_demo_math) {
+    check_demo("math");
+}
+TEST(golden_demo_sql) {
+    check_demo("sql");
+}
+TEST(golden_demo_kjv) {
+    check_demo("kjv");
+}
+TEST(golden_demo_chat) {
+    check_demo("chat");
 }
