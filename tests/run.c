@@ -9,6 +9,7 @@
 #include <unistd.h>
 
 #include "config/clock.h"
+#include "config/log.h"
 #include "tests/check.h"
 
 enum { EXIT_FAILED = 1, EXIT_SKIPPED = 77 };
@@ -104,6 +105,7 @@ static int run_one(const struct test *t, char *reason, size_t cap) {
     if (pid == 0) {
         setpgid(0, 0); /* so that what the test starts ends with it */
         signal(SIGPIPE, SIG_IGN);
+        log_set_level(LOG_LEVEL_ERROR); /* a test that wants more sets it itself */
         alarm((unsigned)t->limit_s);
         t->run();
         exit(0); /* not _exit: leak checkers report at exit */

@@ -12,10 +12,11 @@ enum { THREADS = 4, LINES = 200 };
 
 static int saved = -1, out = -1;
 
-/* From here on stderr is a file. */
+/* From here on stderr is a file, and the level is what the daemon starts with. */
 static void capture(void) {
     char path[256];
     snprintf(path, sizeof path, "%s/log", test_tmp());
+    log_set_level(LOG_LEVEL_INFO);
     saved = dup(2);
     out = open(path, O_RDWR | O_CREAT | O_TRUNC | O_APPEND, 0600);
     CHECK(saved >= 0 && out >= 0 && dup2(out, 2) == 2);
