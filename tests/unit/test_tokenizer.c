@@ -4,6 +4,7 @@
 #include "tokenizer/tokenizer.h"
 
 #include <jansson.h>
+#include <pthread.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
@@ -165,7 +166,8 @@ TEST(tokenizer_never_makes_a_special_id_of_a_users_text) {
 }
 
 /* Made with sentencepiece 0.2.3 and the splitting rules of transformers 4.x LlamaTokenizer on the
- * Mistral v1 model with the added tokens of `settings` below. */
+ * Mistral v1 model with the added tokens of `settings` below; the legacy half also with
+ * transformers 5.23 (SentencePieceBackend) itself. */
 static const struct {
     bool legacy;
     const char *text;
@@ -277,6 +279,47 @@ TEST(tokenizer_parses_the_control_pieces_of_mistral_v3) {
         CHECK(!tokenizer_is_special(t, ids[i]));
     free(ids);
     tokenizer_close(t);
+}
+
+struct encoder {
+    const struct tokenizer *t;
+    unsigned seed;
+    int wrong;
+};
+
+/* Texts of this thread's own; each comes back as it went in. */
+static void *encode_many(void *cls) {
+    struct encoder *e = cls;
+    for (int round = 0; round < 300; round++) {
+        char text[512], *back = NULL;
+        size_t n = test_random(&e->seed) % sizeof text, n_back = 0;
+        int32_t *ids = NULL, n_ids;
+        for (size_t i = 0; i < n; i++)
+            text[i] = (char)(' ' + test_random(&e->seed) % 95);
+        if (tokenizer_encode(e->t, text, n, 0, n, 1000, &ids, &n_ids, NULL) ||
+            tokenizer_decode(e->t, ids, n_ids, true, &back, &n_back) || n_back != n ||
+            memcmp(back, text, n) != 0)
+            e->wrong++;
+        free(ids);
+        free(back);
+    }
+    return NULL;
+}
+
+TEST(tokenizer_serves_several_threads_at_once) {
+    struct tokenizer *base, *t = open_tenant(&base);
+    struct encoder encoders[4];
+    pthread_t threads[4];
+    for (unsigned i = 0; i < 4; i++) {
+        encoders[i] = (struct encoder){.t = i % 2 ? t : base, .seed = i + 1};
+        CHECK_EQ(pthread_create(&threads[i], NULL, encode_many, &encoders[i]), 0);
+    }
+    for (int i = 0; i < 4; i++) {
+        pthread_join(threads[i], NULL);
+        CHECK_EQ(encoders[i].wrong, 0);
+    }
+    tokenizer_close(t);
+    tokenizer_close(base);
 }
 
 TEST(tokenizer_refuses_what_is_no_text_or_too_much) {
