@@ -25,7 +25,6 @@ enum {
 
 /* Scratch of one thread, allocated at open. */
 struct scratch {
-    float *tile;     /* [UNIT_TOKENS, UNIT_ROWS] the unit's results */
     float *panel;    /* [PANEL_ROWS, PANEL_COLS] */
     float *sums;     /* [PANEL_ROWS, UNIT_TOKENS, 16] lanes kept between column panels */
     float *delta;    /* [DELTA_ROWS, UNIT_ROWS] */
@@ -52,7 +51,7 @@ struct delta_args {
     const uint32_t *bits; /* first tile; tiles of the next 16 rows are tile_stride words on */
     size_t tile_stride;
     int32_t n_tiles, n_x, k0, n_k; /* the block is columns [k0, k0 + n_k), n_k <= 256 */
-    bool more;                     /* another block of columns follows: fetch its tiles */
+    const uint32_t *next;          /* tiles to fetch meanwhile, laid out like these, or NULL */
     const float *const *x;         /* [n_x] -> [K] */
     const float *col;              /* [K] or NULL */
     float *acc;                    /* [n_x, 16 n_tiles] */

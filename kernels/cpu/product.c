@@ -3,7 +3,7 @@
  * signs and low rank for its own rows, and writes the sum. Units are independent, so which thread
  * runs one does not matter.
  *
- *   y = W x,  then per plane in order  y = y + row * acc  (kernels/delta.h),
+ *   y = W x (or y + W x),  then per plane in order  y = y + row * acc  (kernels/delta.h),
  *   then  y = y + (B u),  u = A x */
 #include "kernels/cpu/cpu.h"
 
@@ -37,7 +37,7 @@ static int32_t list_rows(const struct unit *u, const struct share *s, struct scr
     int32_t lo = max32(s->first, u->t0), hi = min32(s->first + s->n, u->t1);
     for (int32_t t = lo; t < hi; t++, n++) {
         sc->x[n] = u->p->x + (size_t)t * u->p->ldx;
-        sc->y[n] = sc->tile + (size_t)(t - u->t0) * UNIT_ROWS;
+        sc->y[n] = u->p->out + (size_t)t * u->p->ldo + (size_t)(u->part->out0 + u->n0);
     }
     return n;
 }
@@ -49,7 +49,8 @@ static void base_rows(const struct cpu *c, const struct unit *u, const struct sh
                             .k = u->p->k,
                             .n_x = n_x,
                             .x = sc->x,
-                            .y = sc->y};
+                            .y = sc->y,
+                            .add = u->p->add};
     if (n_x > 0 && a.n_out > 0)
         c->isa->matmul(&a, sc);
 }
@@ -73,9 +74,26 @@ static void unit_base(const struct cpu *c, const struct unit *u, struct scratch 
             base_rows(c, u, &share[i], list_rows(u, &share[i], sc, 0), sc);
 }
 
-/* Adds one plane to rows x[0..n_x) of a share. */
+/* First tile of the unit's rows in the plane. */
+static const uint32_t *unit_bits(const struct unit *u, const struct plane *plane) {
+    return plane->bits +
+           (size_t)(u->n0 / TILE_ROWS) * (size_t)tiles_of(u->p->k, TILE_COLS) * (TILE_BYTES / 4);
+}
+
+/* The bits that come after plane `plane` of share `share` (-1: the first of all), or NULL. */
+static const uint32_t *next_bits(const struct unit *u, int32_t share, int32_t plane) {
+    for (; share < u->p->n_shares; share++, plane = -1) {
+        const struct share *s = &u->part->share[share];
+        bool here = s->first < u->t1 && s->first + s->n > u->t0 && share_rows(u, s) > 0;
+        if (here && s->delta && !s->delta->dense && plane + 1 < s->delta->n_planes)
+            return unit_bits(u, &s->delta->plane[plane + 1]);
+    }
+    return NULL;
+}
+
+/* Adds one plane to rows x[0..n_x) of a share; fetches the bits at `next` towards its end. */
 static void unit_plane(const struct cpu *c, const struct unit *u, const struct plane *plane,
-                       int32_t n_out, int32_t n_x, struct scratch *sc) {
+                       const uint32_t *next, int32_t n_out, int32_t n_x, struct scratch *sc) {
     int32_t k = u->p->k, n_tiles = tiles_of(n_out, TILE_ROWS);
     size_t stride = (size_t)tiles_of(k, TILE_COLS) * (TILE_BYTES / 4);
     for (int32_t c0 = 0; c0 < n_x; c0 += DELTA_ROWS) {
@@ -89,9 +107,8 @@ static void unit_plane(const struct cpu *c, const struct unit *u, const struct p
             sc->delta[i] = 0;
         for (a.k0 = 0; a.k0 < k; a.k0 += TILE_COLS) {
             a.n_k = min32(k - a.k0, TILE_COLS);
-            a.more = a.k0 + TILE_COLS < k;
-            a.bits = plane->bits + (size_t)(u->n0 / TILE_ROWS) * stride +
-                     (size_t)(a.k0 / TILE_COLS) * (TILE_BYTES / 4);
+            a.bits = unit_bits(u, plane) + (size_t)(a.k0 / TILE_COLS) * (TILE_BYTES / 4);
+            a.next = a.k0 + TILE_COLS < k ? a.bits + TILE_BYTES / 4 : next;
             c->isa->delta_block(&a, sc);
         }
         c->isa->add_scaled(plane->row + u->n0, sc->delta, a.n_x, n_tiles * TILE_ROWS, n_out,
@@ -99,30 +116,25 @@ static void unit_plane(const struct cpu *c, const struct unit *u, const struct p
     }
 }
 
-/* Asks for the first tiles of every plane of the unit before the base product, which takes long
- * enough for them to arrive in the second-level cache. */
-static void unit_fetch(const struct unit *u, const struct share *s) {
-    const size_t stride = (size_t)tiles_of(u->p->k, TILE_COLS) * TILE_BYTES;
-    int32_t n_tiles = tiles_of(share_rows(u, s), TILE_ROWS);
-    if (!s->delta || s->delta->dense)
-        return;
-    for (int32_t i = 0; i < s->delta->n_planes; i++) {
-        const char *tile =
-            (const char *)s->delta->plane[i].bits + (size_t)(u->n0 / TILE_ROWS) * stride;
-        for (int32_t t = 0; t < n_tiles; t++, tile += stride)
-            for (int32_t at = 0; at < TILE_BYTES; at += 64)
-                __builtin_prefetch(tile + at, 0, 2);
-    }
+/* Asks for the first tiles of the first plane before the base product, which takes long enough for
+ * them to arrive. Fetching goes on from there tile by tile. */
+static void unit_fetch(const struct unit *u) {
+    size_t stride = (size_t)tiles_of(u->p->k, TILE_COLS) * (TILE_BYTES / 4);
+    const uint32_t *tile = next_bits(u, 0, -1);
+    for (int32_t n = 0; tile && n < u->n; n += TILE_ROWS, tile += stride)
+        for (int32_t i = 0; i < TILE_BYTES; i += 64)
+            __builtin_prefetch((const char *)tile + i, 0, 2);
 }
 
-static void unit_delta(const struct cpu *c, const struct unit *u, const struct share *s,
+static void unit_delta(const struct cpu *c, const struct unit *u, int32_t share,
                        struct scratch *sc) {
+    const struct share *s = &u->part->share[share];
     int32_t n_out = share_rows(u, s), n_x = list_rows(u, s, sc, 0);
     const struct delta *d = s->delta;
     if (!d || d->dense || n_x == 0 || n_out == 0)
         return;
     for (int32_t i = 0; i < d->n_planes; i++)
-        unit_plane(c, u, &d->plane[i], n_out, n_x, sc);
+        unit_plane(c, u, &d->plane[i], next_bits(u, share, i), n_out, n_x, sc);
     if (d->rank > 0) {
         const float *low = s->u + (size_t)(max32(s->first, u->t0) - s->first) * (size_t)d->rank;
         for (int32_t i = 0; i < n_x; i++)
@@ -138,16 +150,6 @@ static void unit_delta(const struct cpu *c, const struct unit *u, const struct s
     }
 }
 
-static void unit_write(const struct unit *u, const struct scratch *sc) {
-    const struct product *p = u->p;
-    for (int32_t t = u->t0; t < u->t1; t++) {
-        const float *from = sc->tile + (size_t)(t - u->t0) * UNIT_ROWS;
-        float *to = p->out + (size_t)t * p->ldo + (size_t)(u->part->out0 + u->n0);
-        for (int32_t i = 0; i < u->n; i++)
-            to[i] = p->add ? to[i] + from[i] : from[i];
-    }
-}
-
 static void run_unit(void *arg, int32_t item, int32_t thread) {
     const struct unit_job *job = arg;
     const struct product_part *part = job->p->part;
@@ -158,12 +160,10 @@ static void run_unit(void *arg, int32_t item, int32_t thread) {
     u.n = min32(part->unit, part->n_out - u.n0);
     for (u.t0 = 0; u.t0 < job->p->n_rows; u.t0 = u.t1) {
         u.t1 = min32(u.t0 + UNIT_TOKENS, job->p->n_rows);
-        for (int32_t i = 0; i < job->p->n_shares; i++)
-            unit_fetch(&u, &part->share[i]);
+        unit_fetch(&u);
         unit_base(job->c, &u, sc);
         for (int32_t i = 0; i < job->p->n_shares; i++)
-            unit_delta(job->c, &u, &part->share[i], sc);
-        unit_write(&u, sc);
+            unit_delta(job->c, &u, i, sc);
     }
 }
 
