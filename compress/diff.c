@@ -78,6 +78,22 @@ static void walk_end(struct walk *w) {
     free(w->f);
 }
 
+err_t diff_energy(struct rows rows, double *energy, struct why *why) {
+    int32_t block = BLOCK_ELEMENTS / rows.k + 1;
+    if (block > rows.n)
+        block = rows.n;
+    float *x = malloc((size_t)block * (size_t)rows.k * sizeof *x);
+    err_t e = x ? E_OK : why_set(why, E_NOMEM, "not enough memory for %d rows", block);
+    for (int32_t at = 0; !e && at < rows.n; at += block) {
+        int32_t n = rows.n - at < block ? rows.n - at : block;
+        e = rows.read(rows.arg, x, at, n, why);
+        for (size_t i = 0; !e && i < (size_t)n * (size_t)rows.k; i++)
+            *energy += (double)x[i] * x[i];
+    }
+    free(x);
+    return e;
+}
+
 /* The block's fine-tune becomes the difference; adds the base's energy. */
 static void subtract(struct walk *w, struct report_row *report) {
     size_t n = (size_t)w->rows * (size_t)w->base.k;
@@ -92,8 +108,8 @@ static void subtract(struct walk *w, struct report_row *report) {
 /* ---- planes -----------------------------------------------------------------------------------
  */
 
-static err_t write_planes(struct tenant_writer *w, const char *part, const struct planes *p,
-                          struct why *why) {
+err_t diff_write_planes(struct tenant_writer *w, const char *part, const struct planes *p,
+                        struct why *why) {
     int64_t tiles[3] = {tiles_of(p->n, TILE_ROWS), tiles_of(p->k, TILE_COLS), TILE_BYTES};
     int64_t scales = p->per_row ? p->n : 1;
     err_t e = E_OK;
@@ -139,7 +155,7 @@ err_t diff_write_part(struct tenant_writer *w, const char *part, struct rows bas
         return why_prefix(why, e, "%s", part);
     enum tenant_kind kind = p.change > 0 ? KIND_PLANES : KIND_ABSENT;
     if (kind == KIND_PLANES)
-        e = write_planes(w, part, &p, why);
+        e = diff_write_planes(w, part, &p, why);
     tenant_writer_kind(w, part, kind);
     report_kind(report, tenant_kind_name(kind));
     report->weights += (double)base.n * base.k;
@@ -245,7 +261,7 @@ static err_t write_vocab_planes(struct tenant_writer *w, const char *part, struc
     if (e)
         return why_prefix(why, e, "%s", part);
     report->residual += p.residual;
-    e = write_planes(w, part, &p, why);
+    e = diff_write_planes(w, part, &p, why);
     planes_free(&p);
     if (!e && c->n > c->n_common)
         e = write_rows(w, part, fine, c->id + c->n_common, c->n - c->n_common, why);
@@ -260,7 +276,10 @@ err_t diff_write_vocab(struct tenant_writer *w, const char *part, struct rows ba
     err_t e = find_changed(&c, base, fine, report, why);
     enum tenant_kind kind = KIND_ABSENT;
     if (c.n > 0) {
-        bool few = 16.0 * c.n_common <= (double)o->embed_planes * base.n;
+        /* Dense or exact rows are the same 16 bits; a quarter of the rows is well worth an index.
+         */
+        int32_t bits = o->embed_dense ? 4 : o->embed_planes;
+        bool few = 16.0 * c.n_common <= (double)bits * base.n;
         kind = few ? KIND_ROWS : o->embed_dense ? KIND_DENSE : KIND_PLANES;
     }
     if (!e && kind == KIND_ROWS)

@@ -3,6 +3,7 @@
 #ifndef COMPRESS_DIFF_H
 #define COMPRESS_DIFF_H
 
+#include "compress/planes.h"
 #include "compress/report.h"
 #include "compress/tenant_write.h"
 
@@ -43,6 +44,12 @@ err_t diff_write_vocab(struct tenant_writer *w, const char *part, struct rows ba
 /* All norms, whole. norms: [2L + 1, D] of base and fine-tune. */
 err_t diff_write_norms(struct tenant_writer *w, const struct model_shape *s, const float *base,
                        const float *fine, struct report_row *report, struct why *why);
+
+/* Planes as tensors of a part. */
+err_t diff_write_planes(struct tenant_writer *w, const char *part, const struct planes *p,
+                        struct why *why);
+/* Adds the sum of squares of all rows. */
+err_t diff_energy(struct rows rows, double *energy, struct why *why);
 
 /* FP32 to FP16; E_FORMAT naming `what` where a value does not fit. */
 err_t diff_to_half(uint16_t *dst, const float *src, size_t n, const char *what, struct why *why);

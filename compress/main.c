@@ -11,10 +11,8 @@
 enum { EXIT_OK = 0, EXIT_CHECK_FAILED = 1, EXIT_BAD_USAGE = 64, EXIT_BAD_DATA = 65, EXIT_BUG = 70 };
 
 static const struct command *const commands[] = {
-    &command_compress,
-    &command_inspect,
-    &command_verify,
-    &command_eval,
+    &command_compress, &command_import_diff, &command_import_lora, &command_inspect,
+    &command_verify,   &command_eval,        &command_export,
 };
 enum { N_COMMANDS = sizeof commands / sizeof *commands };
 

@@ -41,10 +41,13 @@ static void total_of(const struct report *r, struct report_row *t, int first, in
 }
 
 static void print_row(const char *name, const struct report_row *r) {
-    printf("%-13s %-8s %8.4f %8.4f %8.4f %7.1f %% %8.3f %12.0f %8.1fx\n", name, r->kind,
+    char against[16] = "-"; /* nothing is stored */
+    if (r->bytes > 0)
+        snprintf(against, sizeof against, "%.1fx", 2 * r->weights / r->bytes);
+    printf("%-13s %-8s %8.4f %8.4f %8.4f %7.1f %% %8.3f %12.0f %9s\n", name, r->kind,
            sqrt(ratio(r->change, r->base)), sqrt(ratio(r->residual, r->change)),
            sqrt(ratio(r->residual, r->base)), 100 * ratio((double)r->zeros, r->weights),
-           ratio(8 * r->bytes, r->weights), r->bytes, ratio(2 * r->weights, r->bytes));
+           ratio(8 * r->bytes, r->weights), r->bytes, against);
 }
 
 void report_print(const struct report *r, double file_bytes) {
