@@ -1,234 +1,21 @@
-/* The door, and the thread behind it.
- *
- * Two rings join the threads: commands go in, events come out. Neither can lose anything. Commands:
- * at most a submit and a cancel per live request stand in the ring, and the count of live requests
- * is bounded. Events: when the ring is full, the engine thread waits for the I/O thread, which only
- * ever copies them out.
- *
- * A sequence belongs to the I/O thread before its submit and after its last event, to the engine
- * thread between. So the table of live requests, draining and freeing are the I/O thread's alone,
- * and steps, pages and the scheduler the engine thread's; both are marked below. */
+/* The door: opening and closing, and the I/O thread's side of a request: check, submit, cancel,
+ * poll. What the two threads share, and how, is in loop.h. */
 #include "engine/engine.h"
 
-#include <pthread.h>
 #include <stdlib.h>
 #include <string.h>
-#include <time.h>
 
 #include "config/clock.h"
-#include "config/log.h"
-#include "config/ring.h"
 #include "engine/admission.h"
 #include "engine/backend.h"
-#include "engine/batch.h"
 #include "engine/forward.h"
-#include "engine/tenant.h"
+#include "engine/loop.h"
 
 enum {
     EVENT_SLOTS = 4096,  /* 0.8 MB; several steps' worth */
-    EVENT_WAIT_US = 100, /* between two looks at a full event ring */
-    IDLE_WAIT_MS = 1000, /* the heartbeat's longest pause */
     CPU_KV_SHARE = 4,    /* kv_tokens 0: this part of the free memory, 1/4 of a host's ... */
     DEVICE_KV_SHARE = 2, /* ... and half of a device's, which has no other use but tenants */
 };
-
-struct command {
-    struct seq *submit; /* NULL: cancel `id` */
-    uint64_t id;
-};
-
-struct live {
-    uint64_t id;
-    struct seq *seq;
-    bool cancelled; /* a cancel was sent */
-};
-
-struct engine {
-    struct engine_options options;
-    struct kernels *kernels;
-    struct base_model base;
-    struct tenant_store store;
-    struct ring commands, events;
-
-    /* I/O thread */
-    struct live *live; /* [max_live] owned */
-    int32_t n_live, max_live;
-    uint64_t n_arrived;
-    bool draining;
-
-    /* engine thread, after open */
-    struct kv_pool kv;
-    struct sched sched;
-    struct batch batch;
-    struct engine_stats now;
-    bool emitted; /* an event was pushed since the last wake */
-
-    /* shared */
-    pthread_t thread;
-    bool running;         /* the thread was started */
-    _Atomic bool closing; /* engine_close wants the thread to end */
-    _Atomic int failed;   /* E_DEVICE once the device is lost, else 0 */
-    _Atomic int64_t heartbeat_us;
-    struct tenant_info hashed_info; /* the base's info with its hash; written before published */
-    const struct tenant_info *_Atomic base_info;
-    pthread_mutex_t stats_lock; /* guards `stats`; held for one copy */
-    struct engine_stats stats;
-};
-
-/* ---- engine thread: events out, commands in -------------------------------------------------- */
-
-static void emit(struct engine *e, const struct gen_event *event) {
-    while (!ring_push(&e->events, event)) {
-        if (atomic_load(&e->closing)) /* nobody will poll again */
-            return;
-        ring_wake(&e->events);
-        nanosleep(&(struct timespec){.tv_nsec = EVENT_WAIT_US * 1000}, NULL);
-    }
-    e->emitted = true;
-}
-
-static void count_end(struct engine_stats *now, const struct gen_event *last) {
-    if (last->kind == GEN_FAILED)
-        now->finished_failed++;
-    else if (last->finish == GEN_STOP)
-        now->finished_stop++;
-    else if (last->finish == GEN_LENGTH)
-        now->finished_length++;
-    else
-        now->finished_cancelled++;
-}
-
-/* The sequence's last event: after it the sequence is the I/O thread's again. */
-static void end_seq(struct engine *e, struct seq *q, struct gen_event last) {
-    sched_remove(&e->sched, q);
-    count_end(&e->now, &last);
-    emit(e, &last);
-}
-
-static struct seq *find_seq(const struct sched *s, uint64_t id) {
-    for (int32_t i = 0; i < s->n_running; i++)
-        if (s->running[i]->request.id == id)
-            return s->running[i];
-    for (int32_t i = 0; i < s->n_waiting; i++)
-        if (s->waiting[i]->request.id == id)
-            return s->waiting[i];
-    return NULL;
-}
-
-static void take_commands(struct engine *e) {
-    struct command c;
-    while (ring_pop(&e->commands, &c)) {
-        struct seq *q = c.submit;
-        if (q) {
-            sched_add(&e->sched, q);
-            if (seq_rows_left(q) == 0) /* nothing was asked for */
-                end_seq(e, q, seq_done(q, GEN_LENGTH));
-        } else if ((q = find_seq(&e->sched, c.id))) {
-            end_seq(e, q, seq_done(q, GEN_CANCELLED));
-        }
-    }
-}
-
-/* ---- engine thread: one step ----------------------------------------------------------------- */
-
-static void fail_all(struct engine *e, err_t error) {
-    struct sched *s = &e->sched;
-    while (s->n_running > 0)
-        end_seq(e, s->running[0], seq_failed(s->running[0], error));
-    while (s->n_waiting > 0)
-        end_seq(e, s->waiting[0], seq_failed(s->waiting[0], error));
-}
-
-/* The sequence's rows were computed: report, and let it go when it ended. */
-static void advance(struct engine *e, struct seq *q, const struct sampled *result, int32_t n) {
-    struct gen_event *event = e->batch.event;
-    bool ended;
-    int32_t n_events = seq_advance(q, result, n, event, &ended);
-    for (int32_t i = 0; i < n_events; i++) {
-        e->now.generated_tokens += event[i].kind == GEN_TOKEN;
-        if (i < n_events - 1 || !ended)
-            emit(e, &event[i]);
-    }
-    if (ended)
-        end_seq(e, q, event[n_events - 1]);
-}
-
-static void fill_batch(struct engine *e) {
-    batch_clear(&e->batch);
-    for (int32_t i = 0; i < e->sched.n_running; i++)
-        if (e->sched.running[i]->n_rows > 0)
-            batch_add(&e->batch, e->sched.running[i]);
-}
-
-static void step(struct engine *e) {
-    struct batch *b = &e->batch;
-    int64_t start = mono_us();
-    sched_plan(&e->sched);
-    fill_batch(e);
-    err_t error = forward_step(e->kernels, e->base.checkpoint.config.shape.n_layers, &b->step);
-    e->now.steps++;
-    e->now.step_us += (uint64_t)(mono_us() - start);
-    e->now.last_rows = b->step.n_rows;
-    e->now.last_tenants = b->step.n_groups;
-    if (error) { /* what the pages hold is unknown now */
-        log_error("engine", "step failed error=%s rows=%d", err_code(error), b->step.n_rows);
-        if (error == E_DEVICE)
-            atomic_store(&e->failed, E_DEVICE);
-        fail_all(e, error);
-        return;
-    }
-    const struct sampled *result = b->sampled;
-    for (int32_t i = 0; i < b->step.n_seqs; i++) {
-        advance(e, b->owner[i], result, b->n_logits[i]);
-        result += b->n_logits[i];
-    }
-}
-
-/* ---- engine thread: its loop ----------------------------------------------------------------- */
-
-static void publish(struct engine *e) {
-    e->now.running = e->sched.n_running;
-    e->now.waiting = e->sched.n_waiting;
-    e->now.kv_pages_used = e->kv.n_pages - e->kv.n_free;
-    e->now.preemptions = e->sched.preemptions;
-    pthread_mutex_lock(&e->stats_lock);
-    e->stats = e->now;
-    pthread_mutex_unlock(&e->stats_lock);
-    if (e->emitted)
-        ring_wake(&e->events);
-    e->emitted = false;
-}
-
-/* Once the fingerprint is known, shows an info that has it. The release store makes the copy
- * visible before the pointer. */
-static void publish_hash(struct engine *e) {
-    const struct tenant_info *shown = atomic_load_explicit(&e->base_info, memory_order_relaxed);
-    const char *hash = shown == &e->hashed_info ? NULL : base_model_fingerprint_now(&e->base);
-    if (!hash)
-        return;
-    e->hashed_info = *shown;
-    memcpy(e->hashed_info.hash, hash, sizeof e->hashed_info.hash);
-    atomic_store_explicit(&e->base_info, &e->hashed_info, memory_order_release);
-}
-
-static void *engine_thread(void *arg) {
-    struct engine *e = arg;
-    while (!atomic_load(&e->closing)) {
-        atomic_store_explicit(&e->heartbeat_us, mono_us(), memory_order_relaxed);
-        ring_clear(&e->commands); /* before looking: a later push makes the wait return */
-        take_commands(e);
-        publish_hash(e);
-        bool busy = e->sched.n_running + e->sched.n_waiting > 0;
-        if (busy && atomic_load(&e->failed))
-            fail_all(e, atomic_load(&e->failed));
-        else if (busy)
-            step(e);
-        publish(e);
-        if (!busy)
-            ring_wait(&e->commands, IDLE_WAIT_MS);
-    }
-    return NULL;
-}
 
 /* ---- I/O thread: requests in ----------------------------------------------------------------- */
 
@@ -442,9 +229,9 @@ static err_t warm_up(struct engine *e, struct why *why) {
 
 static err_t start_thread(struct engine *e, struct why *why) {
     atomic_store(&e->heartbeat_us, mono_us());
-    publish_hash(e);
-    publish(e);
-    e->running = pthread_create(&e->thread, NULL, engine_thread, e) == 0;
+    loop_publish_hash(e);
+    loop_publish(e);
+    e->running = pthread_create(&e->thread, NULL, loop_thread, e) == 0;
     return e->running ? E_OK : why_set(why, E_NOMEM, "no thread for the engine");
 }
 

@@ -24,7 +24,7 @@ struct engine_options {
     int32_t kv_tokens;    /* KV capacity in tokens, rounded up to pages; 0: chosen from memory */
     int32_t max_batch_tokens; /* rows of a step */
     int32_t max_seqs;         /* sequences running at once */
-    int32_t max_queue;        /* requests waiting */
+    int32_t max_queue;        /* requests beyond max_seqs that may wait */
     int32_t extra_vocab;      /* rows a tenant may have beyond the base vocabulary */
     size_t max_tenant_bytes;  /* memory for tenants; 0: no limit but the device's */
 };

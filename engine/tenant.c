@@ -174,6 +174,14 @@ static void fill_config(struct tenant *t, const struct model_config *c) {
     t->weights.tied = c->tied;
 }
 
+/* Memory for a tenant's angles unless they are the base's. A table that several tenants share is
+ * counted for each of them: the sum may say too much, never too little. */
+static size_t table_bytes(const struct model_config *base, const struct model_config *c) {
+    if (c->context == base->context && rope_equal(&c->rope, &base->rope))
+        return 0;
+    return rope_floats(c->context, c->shape.head_dim) * sizeof(float);
+}
+
 static err_t read_file(struct tenant *t, int fd, const char *label, struct why *why) {
     struct tenant_store *s = t->store;
     const struct model_config *base = &s->base->checkpoint.config;
@@ -196,9 +204,10 @@ static err_t read_file(struct tenant *t, int fd, const char *label, struct why *
                        "%.200s has a vocabulary of %d; the base has %d and extra_vocab allows %d "
                        "more",
                        label, vocab, base->shape.vocab, base->shape.max_vocab - base->shape.vocab);
-    e = reserve(s, t->bytes, t->file.block_bytes, label, why);
+    size_t bytes = t->file.block_bytes + table_bytes(base, &t->file.meta.config);
+    e = reserve(s, t->bytes, bytes, label, why);
     if (!e)
-        t->bytes = t->file.block_bytes;
+        t->bytes = bytes;
     return e;
 }
 
@@ -230,7 +239,7 @@ static void publish(struct tenant *t) {
     t->weights.embed = f->embed;
     t->weights.head = f->head;
     memcpy(t->info.hash, f->meta.hash, sizeof t->info.hash);
-    t->info.bytes = f->block_bytes;
+    t->info.bytes = t->bytes;
     t->info.file_bytes = f->file_bytes;
     t->info.bits_per_weight = f->bits_per_weight;
     t->info.tokenizer_json = f->meta.tokenizer_json;

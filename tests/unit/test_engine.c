@@ -1,4 +1,4 @@
-/* The engine through its door, on the real base: refusals, cancellation, drain, a slow reader,
+/* The engine through its door, on the shipped base: refusals, cancellation, drain, a slow reader,
  * idleness, memory. What concerns several tenants is in test_engine_tenants.c. */
 #include "engine/engine.h"
 
@@ -55,7 +55,7 @@ TEST(engine_open_says_what_is_wrong) {
     struct engine_options o = drive_options("/nonexistent");
     CHECK(engine_open(&e, &o, &why) != E_OK);
     CHECK_HAS(why.text, "/nonexistent");
-    o = drive_options(test_model("base"));
+    o = drive_options("demo/base");
     o.device = "abacus";
     CHECK_EQ(engine_open(&e, &o, &why), E_CONFIG);
     CHECK_HAS(why.text, "abacus");
@@ -66,7 +66,7 @@ TEST(engine_open_says_what_is_wrong) {
 }
 
 TEST(engine_base_info_describes_the_base) {
-    struct engine_options o = drive_options(test_model("base"));
+    struct engine_options o = drive_options("demo/base");
     struct engine *e = drive_open(&o);
     for (int i = 0; i < 300 && !engine_base_info(e)->hash[0]; i++)
         usleep(10000);
@@ -84,7 +84,7 @@ TEST(engine_base_info_describes_the_base) {
 }
 
 TEST(engine_submit_refuses_and_leaves_the_ids_to_the_caller) {
-    struct engine_options o = drive_options(test_model("base"));
+    struct engine_options o = drive_options("demo/base");
     o.kv_tokens = 320; /* less than a context */
     o.max_seqs = 2;
     o.max_queue = 1;
@@ -109,7 +109,7 @@ TEST(engine_submit_refuses_and_leaves_the_ids_to_the_caller) {
 }
 
 TEST(engine_max_tokens_0_answers_at_once) {
-    struct engine_options o = drive_options(test_model("base"));
+    struct engine_options o = drive_options("demo/base");
     struct engine *e = drive_open(&o);
     struct gen_request r = drive_request(0, prompt, N_PROMPT, 0);
     drive_submit(e, &r);
@@ -121,12 +121,15 @@ TEST(engine_max_tokens_0_answers_at_once) {
     CHECK_EQ(reply[0].event[0].finish, GEN_LENGTH);
     CHECK_EQ(reply[1].n_events, N_PROMPT);
     CHECK_NEAR((double)reply[1].event[0].logprob, -5.247056, 2e-3, 0);
+    wait_idle(e);
+    CHECK_EQ(stats_of(e).prompt_tokens, 2 * N_PROMPT);
+    CHECK_EQ(stats_of(e).finished_length, 2);
     engine_close(e);
     drive_free(reply, 2);
 }
 
 TEST(engine_drain_finishes_what_runs) {
-    struct engine_options o = drive_options(test_model("base"));
+    struct engine_options o = drive_options("demo/base");
     struct engine *e = drive_open(&o);
     struct why why;
     int32_t n = DRIVE_SLOW ? 3 : 20;
@@ -142,7 +145,7 @@ TEST(engine_drain_finishes_what_runs) {
 }
 
 TEST(engine_cancel_ends_within_one_step) {
-    struct engine_options o = drive_options(test_model("base"));
+    struct engine_options o = drive_options("demo/base");
     o.max_seqs = 1;
     struct engine *e = drive_open(&o);
     for (uint64_t id = 0; id < 2; id++) {
@@ -172,7 +175,7 @@ TEST(engine_cancel_ends_within_one_step) {
 }
 
 TEST_LIMIT(engine_cancel_storm_leaves_no_page, 120) {
-    struct engine_options o = drive_options(test_model("base"));
+    struct engine_options o = drive_options("demo/base");
     o.kv_tokens = 1024; /* some are preempted, some wait, some are in a long prefill */
     o.max_batch_tokens = 32;
     struct engine *e = drive_open(&o);
@@ -207,7 +210,7 @@ TEST_LIMIT(engine_cancel_storm_leaves_no_page, 120) {
 }
 
 TEST_LIMIT(engine_waits_for_a_reader_that_sleeps_and_loses_nothing, 240) {
-    struct engine_options o = drive_options(test_model("base"));
+    struct engine_options o = drive_options("demo/base");
     o.kv_tokens = 16 * 512;
     struct engine *e = drive_open(&o);
     enum { N = 12 };
@@ -243,7 +246,7 @@ TEST_LIMIT(engine_waits_for_a_reader_that_sleeps_and_loses_nothing, 240) {
 }
 
 TEST(engine_idles_without_the_processor_and_beats) {
-    struct engine_options o = drive_options(test_model("base"));
+    struct engine_options o = drive_options("demo/base");
     struct engine *e = drive_open(&o);
     struct rusage a, b;
     usleep(200000); /* the fingerprint's thread ends */
@@ -272,7 +275,7 @@ TEST(engine_memory_is_weights_and_kv_and_little_more) {
 #if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
     test_skip("a sanitizer's own memory would be counted");
 #endif
-    struct engine_options o = drive_options(test_model("base"));
+    struct engine_options o = drive_options("demo/base");
     o.kv_tokens = 64 * 512;
     o.max_seqs = 64;
     struct engine *e = drive_open(&o);

@@ -1,10 +1,9 @@
-/* Several tenants through the engine's door: real fine-tunes, compressed by the tool, beside their
- * base. The main property: a reply does not depend on what ran beside it. */
+/* Several tenants through the engine's door: the shipped ones beside their base. The main property:
+ * a reply does not depend on what ran beside it. */
 #include "engine/engine.h"
 
 #include <fcntl.h>
 #include <pthread.h>
-#include <sys/stat.h>
 #include <unistd.h>
 
 #include "engine/safetensors.h"
@@ -18,22 +17,27 @@ enum {
     MAX_PROMPT = 50,
     MAX_TOKENS = 90,
 };
-static const char *const fine_tune[N_TENANTS] = {"math", "kjv", "chat", "long"};
+static const char *const tenant_name[N_TENANTS] = {"math", "sql", "kjv", "chat"};
 static const int32_t prompt[] = {1, 346, 1455, 303};
 
-/* Compresses a fine-tune of the base; the path of the tenant file. */
-static const char *tenant_file(const char *fine_tune_dir, const char *name) {
-    static char path[8][512];
+static const char *shipped(const char *name) {
+    static char path[4][64];
     static int turn;
-    char *p = path[turn++ % 8];
-    snprintf(p, sizeof path[0], "%s/%s.bitdelta", test_tmp(), name);
-    if (access(p, R_OK) != 0)
-        TOOL_OK("compress --base %s --finetuned %s -o %s", test_model("base"), fine_tune_dir, p);
+    char *p = path[turn++ % 4];
+    snprintf(p, sizeof path[0], "demo/tenants/%s.bitdelta", name);
     return p;
 }
 
+/* Compresses a fine-tune of the base; the path of the tenant file. */
+static const char *compressed(const char *fine_tune_dir) {
+    static char path[512];
+    snprintf(path, sizeof path, "%s/made.bitdelta", test_tmp());
+    TOOL_OK("compress --base demo/base --finetuned %s -o %s", fine_tune_dir, path);
+    return path;
+}
+
 static struct tenant *load(struct engine *e, const char *name) {
-    return drive_tenant(e, tenant_file(test_model(name), name));
+    return drive_tenant(e, shipped(name));
 }
 
 static err_t try_load(struct engine *e, const char *path, struct tenant **t, struct why *why) {
@@ -107,7 +111,7 @@ static void shuffle(int32_t *order, int32_t n, unsigned *random) {
 static void open_all(const struct engine_options *o, struct engine **e, struct tenant **tenant) {
     *e = drive_open(o);
     for (int i = 0; i < N_TENANTS; i++)
-        tenant[i] = load(*e, fine_tune[i]);
+        tenant[i] = load(*e, tenant_name[i]);
 }
 
 static void close_all(struct engine *e, struct tenant **tenant) {
@@ -151,7 +155,7 @@ TEST_LIMIT(engine_reply_does_not_depend_on_what_runs_beside_it, 600) {
     for (int32_t i = 0; i < N_JOBS; i++)
         make_job(&job[i], (uint64_t)i, &random);
 
-    struct engine_options o = drive_options(test_model("base"));
+    struct engine_options o = drive_options("demo/base");
     open_all(&o, &e, tenant);
     for (int32_t i = 0; i < N_JOBS; i++) {
         submit_job(e, &job[i], tenant);
@@ -199,7 +203,7 @@ static struct gen_request long_request(uint64_t id, struct tenant *t) {
 }
 
 TEST_LIMIT(engine_running_request_ends_on_the_bits_it_started_with, 240) {
-    struct engine_options o = drive_options(test_model("base"));
+    struct engine_options o = drive_options("demo/base");
     struct engine *e = drive_open(&o);
     struct reply reply[4] = {0};
     struct tenant *old = load(e, "math"), *new = load(e, "kjv");
@@ -220,7 +224,8 @@ TEST_LIMIT(engine_running_request_ends_on_the_bits_it_started_with, 240) {
     pthread_t thread[2];
     struct churn churn[2];
     for (int i = 0; i < 2; i++) {
-        churn[i] = (struct churn){e, tenant_file(test_model(fine_tune[i + 1]), fine_tune[i + 1])};
+        churn[i] =
+            (struct churn){e, i ? "demo/tenants/sql.bitdelta" : "demo/tenants/chat.bitdelta"};
         CHECK_EQ(pthread_create(&thread[i], NULL, churn_thread, &churn[i]), 0);
     }
     new = load(e, "kjv");
@@ -242,15 +247,99 @@ TEST_LIMIT(engine_running_request_ends_on_the_bits_it_started_with, 240) {
 
 /* ---- what a tenant may be -------------------------------------------------------------------- */
 
-TEST(engine_tenant_has_its_own_vocabulary_and_context) {
-    struct engine_options o = drive_options(test_model("base"));
+/* One shard of a checkpoint, copied with another final norm (0: as it is). */
+static void copy_shard(const char *from, const char *to, float norm) {
+    struct why why = {""};
+    struct st_file f;
+    struct st_writer *w;
+    int fd = open(from, O_RDONLY | O_CLOEXEC);
+    CHECK(fd >= 0);
+    CHECK_OK(st_open(&f, fd, from, 1 << 20, &why), why);
+    CHECK_OK(st_writer_open(&w, to, &why), why);
+    for (int pass = 0; pass < 2; pass++) { /* declare, then write */
+        for (int32_t i = 0; i < f.n_tensors; i++) {
+            const struct st_tensor *t = &f.tensor[i];
+            bool changed = norm > 0 && strcmp(t->name, "model.norm.weight") == 0;
+            if (pass == 0) {
+                st_writer_tensor(w, t->name, changed ? ST_F32 : t->dtype, t->n_dims, t->dim);
+                continue;
+            }
+            float *data = malloc(t->bytes * 2);
+            CHECK_OK(st_read(&f, t, data, &why), why);
+            for (uint64_t j = 0; changed && j < t->bytes / 2; j++)
+                data[j] = norm;
+            CHECK_OK(st_writer_data(w, data, changed ? t->bytes * 2 : t->bytes, &why), why);
+            free(data);
+        }
+        if (pass == 0)
+            CHECK_OK(st_writer_header(w, 8, &why), why);
+    }
+    CHECK_OK(st_writer_end(w, &why), why);
+    st_close(&f);
+    close(fd);
+}
+
+/* A copy of the shipped base under a name, its config.json edited by a sed script. */
+static const char *variant(const char *name, const char *sed, float norm) {
+    static char dir[512];
+    char from[1024], to[1024], command[4096];
+    snprintf(dir, sizeof dir, "%s/%s", test_tmp(), name);
+    snprintf(command, sizeof command,
+             "mkdir %s && cp demo/base/*.json demo/base/tokenizer.model %s && "
+             "sed -i '%s' %s/config.json",
+             dir, dir, sed, dir);
+    CHECK_EQ(system(command), 0);
+    for (int i = 1; i <= 2; i++) {
+        snprintf(from, sizeof from, "demo/base/model-0000%d-of-00002.safetensors", i);
+        snprintf(to, sizeof to, "%s/model-0000%d-of-00002.safetensors", dir, i);
+        copy_shard(from, to, norm);
+    }
+    return dir;
+}
+
+/* A fine-tune that differs in its configuration alone must say, as a tenant, bit for bit what it
+ * says when it is served whole: context, RoPE, epsilon and window all come from the tenant. */
+TEST(engine_tenant_is_served_by_its_own_configuration) {
+    const char *dir =
+        variant("other",
+                "s/LlamaForCausalLM/MistralForCausalLM/; "
+                "s/\"model_type\": \"llama\"/\"model_type\": \"mistral\", "
+                "\"sliding_window\": 20/; "
+                "s/\"max_position_embeddings\": 512/\"max_position_embeddings\": 640/; "
+                "s/\"rope_type\": \"default\"/\"rope_type\": \"linear\", \"factor\": "
+                "2.0/; s/\"rms_norm_eps\": 1e-05/\"rms_norm_eps\": 1e-03/",
+                0);
+    struct reply reply[3] = {0};
+    for (uint64_t id = 0; id < 3; id++) { /* whole, as a tenant, and the plain base */
+        struct engine_options o = drive_options(id == 0 ? dir : "demo/base");
+        struct engine *e = drive_open(&o);
+        struct tenant *t = id == 1 ? drive_tenant(e, compressed(dir)) : NULL;
+        if (id < 2)
+            CHECK_EQ((t ? tenant_info(t) : engine_base_info(e))->context, 640);
+        struct gen_request r = drive_request(id, prompt, 4, 60);
+        r.tenant = t;
+        r.ignore_eos = true;
+        r.n_top = 3;
+        drive_submit(e, &r);
+        while (!reply[id].ended)
+            drive_poll(e, reply, 1000);
+        tenant_unref(t);
+        engine_close(e);
+    }
+    CHECK(drive_same(&reply[0], &reply[1]));
+    CHECK(!drive_same(&reply[0], &reply[2]));
+    drive_free(reply, 3);
+}
+
+TEST(engine_tenant_has_its_own_vocabulary) {
+    struct engine_options o = drive_options("demo/base");
     struct engine *e = drive_open(&o);
-    struct tenant *chat = load(e, "chat"), *longer = load(e, "long");
-    CHECK_EQ(tenant_info(chat)->vocab, 4098);
-    CHECK_EQ(tenant_info(longer)->context, 1024);
-    CHECK(tenant_info(chat)->bits_per_weight > 0.9 && tenant_info(chat)->bits_per_weight < 1.5);
-    CHECK_EQ(strlen(tenant_info(chat)->hash), 64);
-    CHECK_HAS(tenant_info(chat)->tokenizer_json, "im_start");
+    struct tenant *chat = load(e, "chat");
+    const struct tenant_info *info = tenant_info(chat);
+    CHECK_EQ(info->vocab, 4098);
+    CHECK(info->bits_per_weight > 0.9 && info->bits_per_weight < 8);
+    CHECK_EQ(strlen(info->hash), 64);
+    CHECK_HAS(info->tokenizer_json, "im_start");
     struct why why;
     int32_t ids[] = {1, 4097, 5};
     struct gen_request r = drive_request(0, ids, 3, 2);
@@ -264,17 +353,16 @@ TEST(engine_tenant_has_its_own_vocabulary_and_context) {
     CHECK_EQ(reply[0].event[reply[0].n_events - 1].kind, GEN_DONE);
     drive_free(reply, 1);
     tenant_unref(chat);
-    tenant_unref(longer);
     engine_close(e);
 }
 
 TEST(engine_refuses_a_tenant_that_does_not_fit) {
-    struct engine_options o = drive_options(test_model("base"));
+    struct engine_options o = drive_options("demo/base");
     o.extra_vocab = 0;
     struct engine *e = drive_open(&o);
     struct tenant *math = load(e, "math"), *t = NULL;
     struct why why;
-    CHECK_EQ(try_load(e, tenant_file(test_model("chat"), "chat"), &t, &why), E_UNSUPPORTED);
+    CHECK_EQ(try_load(e, shipped("chat"), &t, &why), E_UNSUPPORTED);
     CHECK_HAS(why.text, "4098");
     CHECK_HAS(why.text, "4096");
     size_t bytes = tenant_info(math)->bytes;
@@ -285,64 +373,29 @@ TEST(engine_refuses_a_tenant_that_does_not_fit) {
     o.max_tenant_bytes = bytes + bytes / 2;
     e = drive_open(&o);
     math = load(e, "math");
-    const char *kjv = tenant_file(test_model("kjv"), "kjv");
-    CHECK_EQ(try_load(e, kjv, &t, &why), E_NOMEM);
+    CHECK_EQ(try_load(e, shipped("kjv"), &t, &why), E_NOMEM);
     CHECK_HAS(why.text, "max_tenant_bytes");
     tenant_unref(math);
-    CHECK_OK(try_load(e, kjv, &t, &why), why); /* waits for the memory on its way out */
+    CHECK_OK(try_load(e, shipped("kjv"), &t, &why), why); /* waits for memory on its way out */
     tenant_unref(t);
-    engine_close(e);
-
-    o.base_dir = test_model("sql");
-    e = drive_open(&o);
-    CHECK_EQ(try_load(e, kjv, &t, &why), E_WRONG_BASE);
-    CHECK_HAS(why.text, "base");
     engine_close(e);
 }
 
-/* Copies a model's folder, with a final norm that makes every logit infinite. */
-static void make_overflowing(const char *from, const char *to) {
-    char path[1024], command[2048];
-    struct why why = {""};
-    mkdir(to, 0700);
-    snprintf(command, sizeof command, "cp %s/*.json %s/tokenizer.model %s", from, from, to);
-    CHECK_EQ(system(command), 0);
-    snprintf(path, sizeof path, "%s/model.safetensors", from);
-    int fd = open(path, O_RDONLY | O_CLOEXEC);
-    CHECK(fd >= 0);
-    struct st_file f;
-    CHECK_OK(st_open(&f, fd, path, 1 << 20, &why), why);
-    struct st_writer *w;
-    snprintf(path, sizeof path, "%s/model.safetensors", to);
-    CHECK_OK(st_writer_open(&w, path, &why), why);
-    for (int32_t i = 0; i < f.n_tensors; i++) {
-        const struct st_tensor *t = &f.tensor[i];
-        bool last = strcmp(t->name, "model.norm.weight") == 0;
-        st_writer_tensor(w, t->name, last ? ST_F32 : t->dtype, t->n_dims, t->dim);
-    }
-    CHECK_OK(st_writer_header(w, 8, &why), why);
-    for (int32_t i = 0; i < f.n_tensors; i++) {
-        const struct st_tensor *t = &f.tensor[i];
-        float *data = malloc(t->bytes * 2);
-        CHECK_OK(st_read(&f, t, data, &why), why);
-        bool last = strcmp(t->name, "model.norm.weight") == 0;
-        for (uint64_t j = 0; last && j < t->bytes / 2; j++)
-            data[j] = 3e38f;
-        CHECK_OK(st_writer_data(w, data, last ? t->bytes * 2 : t->bytes, &why), why);
-        free(data);
-    }
-    CHECK_OK(st_writer_end(w, &why), why);
-    st_close(&f);
-    close(fd);
+TEST(engine_refuses_a_tenant_of_another_base) {
+    struct engine_options o = drive_options(variant("another", "", 1.5f));
+    struct engine *e = drive_open(&o);
+    struct tenant *t = NULL;
+    struct why why;
+    CHECK_EQ(try_load(e, shipped("kjv"), &t, &why), E_WRONG_BASE);
+    CHECK_HAS(why.text, "base");
+    CHECK_EQ(stats_of(e).tenant_bytes, 0);
+    engine_close(e);
 }
 
 TEST(engine_logits_that_overflow_fail_their_request_alone) {
-    char folder[512];
-    snprintf(folder, sizeof folder, "%s/overflowing", test_tmp());
-    make_overflowing(test_model("math"), folder);
-    struct engine_options o = drive_options(test_model("base"));
+    struct engine_options o = drive_options("demo/base");
     struct engine *e = drive_open(&o);
-    struct tenant *bad = drive_tenant(e, tenant_file(folder, "overflowing"));
+    struct tenant *bad = drive_tenant(e, compressed(variant("overflowing", "", 3e38f)));
     struct reply reply[3] = {0};
     for (uint64_t id = 0; id < 3; id++) {
         struct gen_request r = long_request(id, id == 1 ? bad : NULL);
@@ -354,7 +407,8 @@ TEST(engine_logits_that_overflow_fail_their_request_alone) {
     CHECK_EQ(reply[1].event[0].kind, GEN_FAILED);
     CHECK_EQ(reply[1].event[0].error, E_NONFINITE);
     CHECK_EQ(reply[0].n_events, 21);
-    CHECK_EQ(reply[0].event[7].token, reply[2].event[7].token);
+    for (int i = 0; i < 21; i++)
+        CHECK_EQ(reply[0].event[i].token, reply[2].event[i].token);
     CHECK_EQ(stats_of(e).finished_failed, 1);
     tenant_unref(bad);
     engine_close(e);
