@@ -76,7 +76,8 @@ void test_skip(const char *format, ...) __attribute__((format(printf, 1, 2), nor
 
 /* Folder of the shared models, or NULL: $BITDELTA_MODELS, else ../shared/models if it is there. */
 const char *test_models(void);
-/* A path under the models folder; skips the test when the folder is absent. Static buffer. */
+/* A path under the models folder; skips the test when the folder is absent, but for the base, which
+ * demo/ ships. Static buffer. */
 const char *test_model(const char *name);
 /* A fresh temporary folder, removed after the test. Static buffer. */
 const char *test_tmp(void);
