@@ -381,6 +381,7 @@ static void parsed(struct completion *c) {
         return;
     }
     c->model = served_ref(model);
+    params_apply_defaults(&c->params, model->generation);
     metrics_tenant(&s->metrics, model->name)->requests++;
     if (!c->params.text) {
         go(c);

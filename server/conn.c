@@ -75,6 +75,14 @@ void conn_check_deadlines(struct conn *c, int64_t now) {
     }
 }
 
+/* libmicrohttpd takes a short read for "nothing more" and, being told of edges only, never learns
+ * of an end that came together with the last bytes. */
+void conn_check_end(struct conn *c) {
+    char byte;
+    if (!c->cut && c->waits_for != WAIT_NONE && recv(c->fd, &byte, 1, MSG_PEEK | MSG_DONTWAIT) == 0)
+        conn_cut(c);
+}
+
 static void on_disconnect(uv_poll_t *p, int status, int events) {
     (void)status, (void)events;
     uv_poll_stop(p);

@@ -42,6 +42,7 @@ struct http {
     int n_listeners, n_exchanges;
     struct conn *conns;
     uv_timer_t heartbeat;
+    unsigned n_beats;
 };
 
 /* libmicrohttpd's notice of a new or an ended connection; cls is the listener. */
@@ -57,6 +58,8 @@ void conn_watch(struct conn *c);
 void conn_cut(struct conn *c);
 /* Cuts the connection if one of its deadlines has passed. */
 void conn_check_deadlines(struct conn *c, int64_t now_us);
+/* Cuts the connection if it waits for a client that has ended it. */
+void conn_check_end(struct conn *c);
 /* Tells whoever works on the exchange that its client is gone; at most once. */
 void conn_gone(struct exchange *x);
 

@@ -12,6 +12,7 @@
 
 enum {
     HEARTBEAT_MS = 100,      /* revives a listener that stalled at its connection limit */
+    LOOK_BEATS = 10,         /* connections are looked at for an unnoticed end this seldom */
     CONNECTION_POOL = 32768, /* libmicrohttpd's memory per connection: bounds the head */
     ADMIN_CONNECTIONS = 64,
 };
@@ -51,8 +52,12 @@ void http_kick(struct listener *l) {
 static void on_heartbeat(uv_timer_t *t) {
     struct http *h = t->data;
     int64_t now = mono_us();
-    for (struct conn *c = h->conns; c; c = c->next)
+    bool look = ++h->n_beats % LOOK_BEATS == 0;
+    for (struct conn *c = h->conns; c; c = c->next) {
         conn_check_deadlines(c, now);
+        if (look)
+            conn_check_end(c);
+    }
     for (int i = 0; i < h->n_listeners; i++)
         listener_run(&h->listener[i]);
 }

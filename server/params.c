@@ -17,6 +17,7 @@ static const struct field {
     size_t at;
     double low, high;
 } fields[] = {
+/* at most 32: params.given */
 #define AT(member) offsetof(struct params, member)
     {"max_tokens", INTEGER, AT(gen.max_tokens), 0, INT32_MAX},
     {"min_tokens", INTEGER, AT(gen.min_tokens), 0, INT32_MAX},
@@ -285,6 +286,7 @@ static err_t read_one(struct params *p, const char *key, json_t *v, const char *
     for (size_t i = 0; i < sizeof fields / sizeof *fields; i++)
         if (strcmp(key, fields[i].name) == 0) {
             *field = fields[i].name;
+            p->given |= 1u << i;
             return read_field(p, &fields[i], v, why);
         }
     for (size_t i = 0; i < sizeof special / sizeof *special; i++)
@@ -359,6 +361,17 @@ err_t params_read(struct params *p, const char *body, size_t n, const char **fie
     if (e)
         params_free(p);
     return e;
+}
+
+void params_apply_defaults(struct params *p, const json_t *generation) {
+    static const char *const names[] = {"temperature", "top_p", "top_k", "min_p",
+                                        "repetition_penalty"};
+    for (size_t k = 0; k < sizeof names / sizeof *names; k++)
+        for (size_t i = 0; i < sizeof fields / sizeof *fields; i++) {
+            const json_t *v = json_object_get(generation, names[k]);
+            if (v && strcmp(fields[i].name, names[k]) == 0 && !(p->given & 1u << i))
+                (void)read_field(p, &fields[i], v, NULL);
+        }
 }
 
 void params_free(struct params *p) {

@@ -3,6 +3,8 @@
 #ifndef SERVER_PARAMS_H
 #define SERVER_PARAMS_H
 
+#include <jansson.h>
+
 #include "engine/request.h"
 
 enum {
@@ -25,13 +27,17 @@ struct params {
     int n_stops;
     bool echo, stream, include_usage, continuous_usage;
     bool add_special_tokens, include_stop, skip_special_tokens, seeded;
-    int n_unknown; /* fields that were ignored */
+    uint32_t given; /* plain fields that the request set, a bit each (params.c) */
+    int n_unknown;  /* fields that were ignored */
 };
 
 /* Reads and checks a body. On failure *field (static text or "") names the parameter and nothing is
  * owned. Errors: E_JSON, E_INVAL, E_UNSUPPORTED, E_TOO_LARGE, E_NOMEM. */
 err_t params_read(struct params *p, const char *body, size_t n, const char **field,
                   struct why *why);
+/* Sampling that the request left open as the model's generation_config.json says; values there that
+ * no request could ask for are passed over. `generation` may be NULL. */
+void params_apply_defaults(struct params *p, const json_t *generation);
 void params_free(struct params *p);
 
 #endif

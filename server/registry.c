@@ -28,6 +28,7 @@ static struct served *served_new(const char *name, struct tenant *tenant,
     s->refs = 1;
     snprintf(s->name, sizeof s->name, "%s", name);
     s->tenant = tenant;
+    s->generation = info->generation_json ? json_loads(info->generation_json, 0, NULL) : NULL;
     set_info(s, info);
     return s;
 }
@@ -41,6 +42,7 @@ void served_unref(struct served *s) {
     if (!s || --s->refs)
         return;
     tokenizer_close(s->own_tokenizer);
+    json_decref(s->generation);
     tenant_unref(s->tenant);
     free(s);
 }

@@ -4,6 +4,7 @@
 #ifndef SERVER_REGISTRY_H
 #define SERVER_REGISTRY_H
 
+#include <jansson.h>
 #include <stdbool.h>
 #include <stdint.h>
 
@@ -21,6 +22,7 @@ struct served {
     char fingerprint[REGISTRY_PRINT_BYTES];
     struct tenant *tenant;             /* one reference; NULL: the base */
     const struct tenant_info *info;    /* lives as long as the tenant or the engine */
+    json_t *generation;                /* owned; generation_config.json, NULL: none */
     struct tokenizer *own_tokenizer;   /* owned; NULL: the base's */
     const struct tokenizer *tokenizer; /* the one to use */
 };

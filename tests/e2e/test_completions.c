@@ -288,6 +288,7 @@ TEST(completions_clients_that_leave_free_their_place) {
     daemon_metric_becomes(&d, GAUGE("running"), 0, 500);
     daemon_metric_becomes(&d, CANCELLED, 3, 500);
     daemon_metric_becomes(&d, "bitdeltad_kv_pages_used", 0, 500);
+    daemon_metric_becomes(&d, "bitdeltad_http_connections", 1, 2000); /* and their descriptors */
     CHECK_EQ(daemon_stop(&d, SIGTERM, 5000), 0);
 }
 

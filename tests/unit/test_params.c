@@ -1,3 +1,5 @@
+#include <jansson.h>
+
 #include "server/params.h"
 #include "tests/check.h"
 
@@ -55,6 +57,25 @@ TEST(params_take_every_field) {
     CHECK(!p.skip_special_tokens);
     CHECK_EQ(p.n_unknown, 2); /* priority, stream_options.new */
     params_free(&p);
+}
+
+TEST(params_left_open_are_the_models_own) {
+    struct params p;
+    struct why why;
+    const char *field;
+    json_t *generation = json_loads("{\"temperature\":0.6,\"top_p\":0.9,\"top_k\":50,"
+                                    "\"repetition_penalty\":-3,\"do_sample\":true,\"echo\":true}",
+                                    0, NULL);
+    CHECK_OK(read(&p, "{" MP ",\"top_p\":1.0,\"top_k\":null}", &field, &why), why);
+    params_apply_defaults(&p, generation);
+    CHECK(p.gen.temperature == 0.6f); /* left open */
+    CHECK(p.gen.top_p == 1);          /* asked for */
+    CHECK_EQ(p.gen.top_k, 50);        /* null is left open */
+    CHECK(p.gen.repetition == 1);     /* nothing a request could ask for */
+    CHECK(!p.echo);                   /* no matter of the model's */
+    params_apply_defaults(&p, NULL);
+    params_free(&p);
+    json_decref(generation);
 }
 
 TEST(params_treat_null_as_absent) {
