@@ -3,6 +3,7 @@
 #include "tests/check.h"
 #include "tests/drive.h"
 #include "tests/golden/golden.h"
+#include "tests/unit/run_tool.h"
 
 static void check_base(const char *folder, const char *name) {
     struct engine_options o = drive_options(test_model(folder));
@@ -21,6 +22,19 @@ static void check_demo(const char *name) {
     if (strcmp(name, "base") != 0)
         tenant = drive_tenant(e, path);
     golden_check(e, tenant, "tests/golden/demo.json", name);
+    tenant_unref(tenant);
+    engine_close(e);
+}
+
+/* A tenant that the tool imported from what others publish: `command` and its source. */
+static void check_imported(const char *command, const char *source, const char *name) {
+    struct engine_options o = drive_options(test_model("base"));
+    char path[512];
+    snprintf(path, sizeof path, "%s/imported.bitdelta", test_tmp());
+    TOOL_OK("%s --base %s -o %s %s", command, o.base_dir, path, test_model(source));
+    struct engine *e = drive_open(&o);
+    struct tenant *tenant = drive_tenant(e, path);
+    golden_check(e, tenant, test_model("golden.json"), name);
     tenant_unref(tenant);
     engine_close(e);
 }
@@ -61,4 +75,14 @@ TEST(golden_demo_kjv) {
 }
 TEST(golden_demo_chat) {
     check_demo("chat");
+}
+
+TEST(golden_math_diff_pt_imported) {
+    check_imported("import-diff", "diff.pt/math.diff.pt", "math-diff.pt");
+}
+TEST(golden_kjv_diff_pt_imported) {
+    check_imported("import-diff", "diff.pt/kjv.diff.pt", "kjv-diff.pt");
+}
+TEST(golden_man_lora_imported) {
+    check_imported("import-lora", "man-lora", "man-lora");
 }
