@@ -67,7 +67,7 @@ static void own_rows(const struct cpu *c, const struct share *s, const struct vo
                                 .n_x = 1,
                                 .x = &x,
                                 .y = &y};
-        c->isa->matmul(&a, sc);
+        c->isa->matmul(&a);
         for (int32_t i = 0; i < a.n_out; i++)
             if (m->row_id[r0 + i] < vocab)
                 z[m->row_id[r0 + i]] = y[i];

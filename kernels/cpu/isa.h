@@ -16,8 +16,6 @@
 enum {
     UNIT_ROWS = 256,       /* most output rows of one work unit */
     UNIT_TOKENS = 256,     /* most rows of the step that a unit takes at a time */
-    PANEL_ROWS = 32,       /* output rows widened to FP32 at a time when many rows share them */
-    PANEL_COLS = 1024,     /* columns of it */
     DELTA_ROWS = 32,       /* rows of the step that share one read of a tile of signs */
     DELTA_TABLE = 64 * 16, /* entries of the tables of a column block, at most */
     QUERIES = 16,          /* queries that share one read of a KV page */
@@ -25,8 +23,6 @@ enum {
 
 /* Scratch of one thread, allocated at open. */
 struct scratch {
-    float *panel;    /* [PANEL_ROWS, PANEL_COLS] */
-    float *sums;     /* [PANEL_ROWS, UNIT_TOKENS, 16] lanes kept between column panels */
     float *delta;    /* [DELTA_ROWS, UNIT_ROWS] */
     int32_t *table;  /* [64, 16] partial sums of 4 columns each */
     uint32_t *bits;  /* [UNIT_ROWS / 16, 8, 16] words of a column block, one row a lane */
@@ -73,7 +69,7 @@ struct attention_args {
 struct isa {
     const char *name;
     bool (*runs_here)(void);
-    void (*matmul)(const struct matmul_args *a, struct scratch *s);
+    void (*matmul)(const struct matmul_args *a);
     void (*delta_block)(const struct delta_args *a, struct scratch *s);
     /* y[c][r] += row[r] * acc[c][r] for r < n; rows of acc are ld_acc apart. */
     void (*add_scaled)(const float *row, const float *acc, int32_t n_x, int32_t ld_acc, int32_t n,

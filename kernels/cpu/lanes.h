@@ -205,8 +205,18 @@ INLINE struct lanes lanes_half(const uint16_t *p) {
 #elif defined(__AVX2__)
     EACH r.v[i_] = (fvec)_mm256_cvtph_ps(_mm_loadu_si128((const __m128i *)(p + i_ * LANES_EACH)));
 #else
-    for (int32_t i = 0; i < LANES; i++)
-        r.v[i / LANES_EACH][i % LANES_EACH] = half_to_float(p[i]);
+    typedef uint16_t hvec __attribute__((vector_size(8)));
+    EACH { /* kernels/f16.h, four at a time */
+        hvec h;
+        memcpy(&h, p + i_ * LANES_EACH, sizeof h);
+        ivec wide = __builtin_convertvector(h, ivec), m = wide & 0x7fff;
+        ivec bits = (m << 13) + (112 << 23);
+        fvec small = __builtin_convertvector(m, fvec) * 0x1p-24f;
+        bits += (ivec)(m >= 0x7c00) & 112 << 23;
+        bits |= (ivec)(m > 0x7c00) & 0x00400000;
+        bits = (ivec)fvec_select((fvec)bits, small, (ivec)(m < 0x0400));
+        r.v[i_] = (fvec)(bits | (wide & 0x8000) << 16);
+    }
 #endif
     return r;
 }

@@ -24,8 +24,6 @@ static void *carve(char *base, size_t *at, size_t count, size_t size) {
 }
 
 static void carve_scratch(struct scratch *s, char *base, size_t *at, const struct model_shape *m) {
-    s->panel = carve(base, at, (size_t)PANEL_ROWS * PANEL_COLS, sizeof(float));
-    s->sums = carve(base, at, (size_t)PANEL_ROWS * UNIT_TOKENS * 16, sizeof(float));
     s->delta = carve(base, at, (size_t)DELTA_ROWS * UNIT_ROWS, sizeof(float));
     s->table = carve(base, at, (size_t)DELTA_TABLE, sizeof(int32_t));
     s->bits = carve(base, at, (size_t)UNIT_ROWS / TILE_ROWS * 128 + 16, sizeof(uint32_t));

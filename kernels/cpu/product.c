@@ -7,6 +7,8 @@
  *   then  y = y + (B u),  u = A x */
 #include "kernels/cpu/cpu.h"
 
+enum { UNIT_MIN = 32 }; /* output rows: two tiles, and whole cache lines of output */
+
 struct unit_job {
     const struct cpu *c;
     const struct product *p;
@@ -52,7 +54,7 @@ static void base_rows(const struct cpu *c, const struct unit *u, const struct sh
                             .y = sc->y,
                             .add = u->p->add};
     if (n_x > 0 && a.n_out > 0)
-        c->isa->matmul(&a, sc);
+        c->isa->matmul(&a);
 }
 
 /* Shares with the same matrix (mostly all: the base's) are one product. */
@@ -146,7 +148,7 @@ static void unit_delta(const struct cpu *c, const struct unit *u, int32_t share,
                                 .x = sc->x,
                                 .y = sc->y,
                                 .add = true};
-        c->isa->matmul(&a, sc);
+        c->isa->matmul(&a);
     }
 }
 
@@ -184,7 +186,7 @@ static void run_lowrank(void *arg, int32_t item, int32_t thread) {
             sc->x[i] = p->x + (size_t)(s->first + c0 + i) * p->ldx;
             sc->y[i] = s->u + (size_t)(c0 + i) * (size_t)s->delta->rank;
         }
-        job->c->isa->matmul(&a, sc);
+        job->c->isa->matmul(&a);
     }
 }
 
@@ -207,7 +209,7 @@ void product_run(struct cpu *c, struct product *p, float *lowrank) {
     /* A few units a thread, so that a core that is busy elsewhere does not hold up the rest; large
      * units share the tables of a column block among more rows. */
     int32_t unit = tiles_of(n_out, 3 * pool_threads(c->pool));
-    unit = min32(UNIT_ROWS, max32(PANEL_ROWS, tiles_of(unit, PANEL_ROWS) * PANEL_ROWS));
+    unit = min32(UNIT_ROWS, max32(UNIT_MIN, tiles_of(unit, UNIT_MIN) * UNIT_MIN));
     for (int32_t i = 0; i < p->n_parts; i++) {
         p->part[i].unit = unit;
         n_units += tiles_of(p->part[i].n_out, unit);

@@ -37,5 +37,6 @@ int main(void) {
     ceilings_measure(&c);
     ceilings_print(&c);
     bench_linears(&c);
+    bench_engine();
     return 0;
 }

@@ -20,6 +20,9 @@ void ceilings_print(const struct ceilings *c);
 /* The linears of a 7B model and of the demo's: bandwidth, tenants, prefill. */
 void bench_linears(const struct ceilings *c);
 
+/* Decode, prefill and start of the whole engine on the demo base. */
+void bench_engine(void);
+
 /* Median seconds of `runs` calls. */
 double bench_median(void (*fn)(void *arg), void *arg, int32_t runs);
 double bench_now(void);
