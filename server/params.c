@@ -324,10 +324,6 @@ static err_t check_whole(struct params *p, bool stream_options, const char **fie
         *field = "min_tokens";
         return why_set(why, E_INVAL, "'min_tokens' is larger than 'max_tokens'.");
     }
-    if (p->gen.max_tokens == 0 && !p->echo) {
-        *field = "max_tokens";
-        return why_set(why, E_INVAL, "'max_tokens' 0 needs 'echo': true.");
-    }
     p->gen.prompt_logprobs = p->echo && p->gen.n_top >= 0;
     return E_OK;
 }

@@ -351,5 +351,9 @@ TEST(completions_prompt_alone_can_be_scored_and_echoed) {
     CHECK_STR(text_at(a, "choices.0.text"), "The archive");
     CHECK_EQ(json_integer_value(at(a, "usage.completion_tokens")), 0);
     json_decref(a);
+    a = complete(&d, "\"prompt\":\"The archive\",\"max_tokens\":0");
+    CHECK_STR(text_at(a, "choices.0.text"), "");
+    CHECK_STR(text_at(a, "choices.0.finish_reason"), "length");
+    json_decref(a);
     CHECK_EQ(daemon_stop(&d, SIGTERM, 5000), 0);
 }
