@@ -275,9 +275,10 @@ static err_t take(struct reader *r, size_t n, const unsigned char **bytes) {
 static err_t take_number(struct reader *r, size_t n, int64_t *out) {
     const unsigned char *b = NULL;
     err_t e = take(r, n, &b);
-    *out = 0;
+    uint64_t x = 0;
     for (size_t i = 0; !e && i < n; i++)
-        *out |= (int64_t)b[i] << 8 * i;
+        x |= (uint64_t)b[i] << 8 * i;
+    *out = (int64_t)x;
     return e;
 }
 

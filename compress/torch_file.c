@@ -66,10 +66,13 @@ static err_t read_member(const struct torch_file *f, const char *name, uint64_t 
         else
             at += (uint64_t)got;
     }
-    /* Closing checks the member's CRC-32. */
-    if (member && zip_fclose(member) != 0 && !e)
+    /* The CRC-32 is checked when the end is read. */
+    unsigned char none;
+    if (!e && zip_fread(member, &none, 1) != 0)
         e = why_set(why, E_FORMAT, "%s: member %s is damaged: its checksum is wrong", f->label,
                     name);
+    if (member)
+        zip_fclose(member);
     if (e) {
         free(data);
         return e;

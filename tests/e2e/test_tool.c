@@ -1,0 +1,397 @@
+/* The `bitdelta` program from outside: what it makes, what it says, how it ends. */
+#include <fcntl.h>
+#include <jansson.h>
+#include <math.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include "engine/tenant_file.h"
+#include "kernels/f16.h"
+#include "tests/check.h"
+#include "tests/unit/make_model.h"
+#include "tests/unit/make_tenant.h"
+#include "tests/unit/run_tool.h"
+
+static char base[300], fine[300], out[300], merged[300];
+
+static void places(void) {
+    snprintf(base, sizeof base, "%s/base", test_tmp());
+    snprintf(fine, sizeof fine, "%s/fine", test_tmp());
+    snprintf(out, sizeof out, "%s/t.bitdelta", test_tmp());
+    snprintf(merged, sizeof merged, "%s/merged", test_tmp());
+}
+
+static void tune(const char *name, float *x, size_t n, void *arg) {
+    unsigned seed = 5 + (unsigned)strlen(name);
+    for (size_t i = 0; i < n; i++)
+        x[i] += *(float *)arg * test_gauss(&seed);
+}
+
+/* Only row 7 of the embedding, and nothing else, is another. */
+static void one_row(const char *name, float *x, size_t n, void *arg) {
+    (void)n;
+    if (strcmp(name, "model.embed_tokens.weight") == 0)
+        for (int i = 0; i < 40; i++)
+            x[7 * 40 + i] += *(float *)arg;
+}
+
+static void read_out(struct tenant_file *t) {
+    struct why why;
+    int fd = open(out, O_RDONLY);
+    CHECK_OK(tenant_file_read(t, fd, out, NULL, NULL, &why), why);
+    close(fd);
+}
+
+static float *load(const char *dir, const char *name, size_t n) {
+    struct checkpoint c;
+    struct why why;
+    float *x = malloc(n * sizeof *x);
+    CHECK_OK(checkpoint_open(&c, dir, &why), why);
+    CHECK_OK(checkpoint_read_f32(&c, name, x, n, &why), why);
+    checkpoint_close(&c);
+    return x;
+}
+
+TEST(tool_ends_with_the_code_its_help_names) {
+    CHECK_EQ(run_tool("--help"), 0);
+    CHECK_HAS(tool_output, "Exit codes");
+    CHECK_HAS(tool_output, "import-diff");
+    CHECK_EQ(run_tool("compress --help"), 0);
+    CHECK_HAS(tool_output, "Examples:");
+    CHECK_EQ(run_tool("--version"), 0);
+    CHECK_EQ(run_tool(" "), 64);
+    CHECK_EQ(run_tool("conpress"), 64);
+    CHECK_HAS(tool_output, "no command \"conpress\"");
+    CHECK_EQ(run_tool("compress --base x"), 64);
+    CHECK_HAS(tool_output, "needs --finetuned");
+    CHECK_EQ(run_tool("compress --base x --finetuned y -o z --bits 9"), 64);
+    CHECK_HAS(tool_output, "--bits must be");
+    CHECK_EQ(run_tool("compress --base x --base y"), 64);
+    CHECK_EQ(run_tool("compress --base"), 64);
+    CHECK_EQ(run_tool("inspect a b"), 64);
+    CHECK_EQ(run_tool("verify --base /nowhere /nowhere"), 1);
+    CHECK_EQ(run_tool("compress --base /nowhere --finetuned /nowhere -o z"), 65);
+    CHECK_HAS(tool_output, "/nowhere/config.json");
+}
+
+/* Exported weights are FP16(base + sum of planes), whatever the stored dtypes. */
+static void round_trip(enum st_dtype base_dtype, enum st_dtype fine_dtype, const char *options) {
+    struct tenant_file t;
+    float amount = 0.01f;
+    places();
+    make_model(base, (struct make_model){.dtype = base_dtype, .dim = 72, .heads = 4});
+    make_model(fine, (struct make_model){.dtype = fine_dtype,
+                                         .dim = 72,
+                                         .heads = 4,
+                                         .vocab = 48,
+                                         .change = tune,
+                                         .arg = &amount});
+    TOOL_OK("compress --base %s --finetuned %s -o %s %s", base, fine, out, options);
+    TOOL_OK("verify --base %s %s", base, out);
+    TOOL_OK("export --base %s --tenant %s -o %s", base, out, merged);
+    read_out(&t);
+    const struct model_shape *s = &t.meta.config.shape;
+    for (int32_t i = 0; i < s->n_layers * N_PARTS; i++) {
+        enum part p = (enum part)(i % N_PARTS);
+        int32_t n = part_rows(s, p), k = part_cols(s, p);
+        char name[160];
+        part_name(name, sizeof name, i / N_PARTS, p);
+        strcat(name, ".weight");
+        float *b = load(base, name, (size_t)n * (size_t)k),
+              *m = load(merged, name, (size_t)n * (size_t)k);
+        for (int32_t r = 0; r < n; r++)
+            for (int32_t c = 0; c < k; c++) {
+                double sum = half_to_float(half_from_float(b[r * k + c]));
+                for (int32_t q = 0; q < t.delta[i].n_planes; q++) {
+                    const struct plane *plane = &t.delta[i].plane[q];
+                    int bit = plane->bits[plane_word(r, c, k)] >> c % 32 & 1;
+                    sum += bit ? plane->row[r] : -plane->row[r];
+                }
+                CHECK_NEAR(m[r * k + c], sum, 4e-8, 0x1p-11);
+            }
+        free(b);
+        free(m);
+    }
+    tenant_file_free(&t);
+}
+
+TEST(tool_export_is_base_plus_planes_rounded_once) {
+    round_trip(ST_F16, ST_F16, "");
+    round_trip(ST_BF16, ST_BF16, "--scale matrix");
+    round_trip(ST_F32, ST_BF16, "--bits 3");
+}
+
+TEST(tool_keeps_what_equals_the_base_out_of_the_file) {
+    struct tenant_file t;
+    float amount = 0.25f;
+    places();
+    make_model(base, (struct make_model){0});
+    make_model(fine, (struct make_model){.change = one_row, .arg = &amount});
+    TOOL_OK("compress --base %s --finetuned %s -o %s", base, fine, out);
+    read_out(&t);
+    for (int i = 0; i < 2 * N_PARTS; i++)
+        CHECK_EQ(t.meta.part_kind[i], KIND_ABSENT);
+    CHECK_EQ(t.meta.head, KIND_ABSENT);
+    CHECK_EQ(t.meta.embed, KIND_ROWS);
+    CHECK_EQ(t.embed.n_rows, 1);
+    CHECK_EQ(t.embed.row_id[0], 7);
+    tenant_file_free(&t);
+    /* And the export is the fine-tune, to the last bit. */
+    TOOL_OK("export --base %s --tenant %s -o %s", base, out, merged);
+    float *x = load(fine, "model.embed_tokens.weight", 48 * 40),
+          *y = load(merged, "model.embed_tokens.weight", 48 * 40);
+    CHECK_EQ(memcmp(x, y, 48 * 40 * sizeof *x), 0);
+    free(x);
+    free(y);
+}
+
+TEST(tool_keeps_rows_beyond_the_base_exactly) {
+    struct tenant_file t;
+    float amount = 0.01f;
+    places();
+    make_model(base, (struct make_model){0});
+    make_model(fine, (struct make_model){.vocab = 51, .change = tune, .arg = &amount});
+    for (int dense = 0; dense < 2; dense++) {
+        TOOL_OK("compress --base %s --finetuned %s -o %s %s", base, fine, out,
+                dense ? "--embed dense" : "--embed-bits 2");
+        read_out(&t);
+        CHECK_EQ(t.meta.embed, dense ? KIND_DENSE : KIND_PLANES);
+        CHECK_EQ(t.embed.n_rows, dense ? 0 : 3);
+        tenant_file_free(&t);
+        TOOL_OK("export --base %s --tenant %s -o %s", base, out, merged);
+        float *x = load(fine, "lm_head.weight", 51 * 40),
+              *y = load(merged, "lm_head.weight", 51 * 40);
+        size_t from = dense ? 0 : 48 * 40;
+        CHECK_EQ(memcmp(x + from, y + from, (51 * 40 - from) * sizeof *x), 0);
+        free(x);
+        free(y);
+    }
+}
+
+TEST(tool_follows_tied_embeddings_on_either_side) {
+    static const struct {
+        bool base, fine;
+        enum tenant_kind head;
+    } cases[] = {{true, true, KIND_TIED}, {false, true, KIND_TIED}, {true, false, KIND_PLANES}};
+    for (size_t i = 0; i < 3; i++) {
+        struct tenant_file t;
+        float amount = 0.01f;
+        places();
+        make_model(base, (struct make_model){.tied = cases[i].base});
+        make_model(fine,
+                   (struct make_model){.tied = cases[i].fine, .change = tune, .arg = &amount});
+        TOOL_OK("compress --base %s --finetuned %s -o %s", base, fine, out);
+        read_out(&t);
+        CHECK_EQ(t.meta.head, cases[i].head);
+        tenant_file_free(&t);
+        TOOL_OK("export --base %s --tenant %s -o %s", base, out, merged);
+        struct checkpoint c;
+        struct why why;
+        CHECK_OK(checkpoint_open(&c, merged, &why), why);
+        CHECK_EQ(c.config.tied, cases[i].fine);
+        checkpoint_close(&c);
+    }
+}
+
+TEST(tool_refuses_pairs_that_do_not_belong_together) {
+    places();
+    make_model(base, (struct make_model){0});
+    make_model(fine, (struct make_model){.seed = 77});
+    CHECK_EQ(run_tool("compress --base %s --finetuned %s -o %s", base, fine, out), 65);
+    CHECK_HAS(tool_output, "is not a fine-tune of");
+    CHECK_HAS(tool_output, "1.4");
+    make_model(fine, (struct make_model){.layers = 3});
+    CHECK_EQ(run_tool("compress --base %s --finetuned %s -o %s", base, fine, out), 65);
+    CHECK_HAS(tool_output, "num_hidden_layers is 3, but the base has 2");
+    CHECK_EQ(access(out, F_OK), -1);
+}
+
+TEST(tool_verify_names_the_damaged_tensor_and_the_wrong_base) {
+    float amount = 0.01f;
+    places();
+    make_model(base, (struct make_model){0});
+    make_model(fine, (struct make_model){.change = tune, .arg = &amount});
+    TOOL_OK("compress --base %s --finetuned %s -o %s", base, fine, out);
+    CHECK_EQ(run_tool("verify --base %s %s", fine, out), 1);
+    CHECK_HAS(tool_output, "made for another base");
+    struct st_file f;
+    struct why why;
+    int fd = open(out, O_RDWR);
+    CHECK_OK(st_open(&f, fd, out, TENANT_MAX_HEADER, &why), why);
+    const struct st_tensor *t = st_find(&f, "model.layers.1.mlp.gate_proj.plane0.bits");
+    unsigned char byte;
+    CHECK_EQ(pread(fd, &byte, 1, (off_t)t->offset), 1);
+    byte ^= 1;
+    CHECK_EQ(pwrite(fd, &byte, 1, (off_t)t->offset), 1);
+    st_close(&f);
+    close(fd);
+    CHECK_EQ(run_tool("verify --json --base %s %s", base, out), 1);
+    CHECK_HAS(tool_output, "{"); /* after the sentence on stderr */
+    json_t *j = json_loads(strchr(tool_output, '{'), JSON_DISABLE_EOF_CHECK, NULL);
+    CHECK(j && json_is_false(json_object_get(j, "ok")));
+    CHECK_HAS(json_string_value(json_object_get(j, "error")),
+              "model.layers.1.mlp.gate_proj.plane0.bits is damaged");
+    json_decref(j);
+    CHECK_EQ(run_tool("inspect %s", out), 65);
+}
+
+TEST(tool_prints_json_that_parses) {
+    float amount = 0.01f;
+    places();
+    make_model(base, (struct make_model){0});
+    make_model(fine, (struct make_model){.change = tune, .arg = &amount});
+    TOOL_OK("compress --json --base %s --finetuned %s -o %s", base, fine, out);
+    json_t *j = json_loads(tool_output, 0, NULL);
+    const json_t *all = json_object_get(json_object_get(j, "matrices"), "all_linears");
+    /* One sign of a Gaussian leaves sqrt(1 - 2/pi) = 0.603 of it. */
+    CHECK_NEAR(json_number_value(json_object_get(all, "relative_loss")), 0.603, 0.02, 0);
+    json_decref(j);
+    TOOL_OK("inspect --json %s", out);
+    j = json_loads(tool_output, 0, NULL);
+    CHECK_EQ(json_integer_value(json_object_get(j, "vocab")), 48);
+    CHECK_EQ(json_integer_value(json_object_get(
+                 json_object_get(json_object_get(j, "linears"), "q_proj"), "planes 1")),
+             2);
+    json_decref(j);
+}
+
+/* ---- adapters ---------------------------------------------------------------------------------
+ */
+
+static void make_adapter(const char *dir, const char *config, int rank, const char *extra) {
+    char path[400];
+    struct st_writer *w;
+    struct why why;
+    unsigned seed = 9;
+    mkdir(dir, 0700);
+    make_text(dir, "adapter_config.json", config);
+    snprintf(path, sizeof path, "%s/adapter_model.safetensors", dir);
+    CHECK_OK(st_writer_open(&w, path, &why), why);
+    st_writer_tensor(w, "base_model.model.model.layers.1.self_attn.q_proj.lora_A.weight", ST_F32, 2,
+                     (int64_t[]){rank, 40});
+    st_writer_tensor(w, "base_model.model.model.layers.1.self_attn.q_proj.lora_B.weight", ST_F32, 2,
+                     (int64_t[]){40, rank});
+    if (extra)
+        st_writer_tensor(w, extra, ST_F32, 1, (int64_t[]){1});
+    CHECK_OK(st_writer_header(w, 8, &why), why);
+    for (int i = 0; i < 2 * rank * 40 + (extra ? 1 : 0); i++) {
+        float x = half_to_float(half_from_float(0.1f * test_gauss(&seed)));
+        CHECK_OK(st_writer_data(w, &x, sizeof x, &why), why);
+    }
+    CHECK_OK(st_writer_end(w, &why), why);
+}
+
+TEST(tool_scales_adapters_as_peft_does) {
+    static const struct {
+        const char *config;
+        double scale;
+    } cases[] = {
+        {"{\"peft_type\":\"LORA\",\"r\":4,\"lora_alpha\":8}", 2},
+        {"{\"peft_type\":\"LORA\",\"r\":4,\"lora_alpha\":8,\"use_rslora\":true}", 4},
+        {"{\"peft_type\":\"LORA\",\"r\":16,\"lora_alpha\":8,\"rank_pattern\":{\"q_proj\":4},"
+         "\"alpha_pattern\":{\"model.layers.1.self_attn.q_proj\":2}}",
+         0.5},
+        {"{\"peft_type\":\"LORA\",\"r\":4,\"lora_alpha\":8,\"alpha_pattern\":{\"proj\":2,"
+         "\"layers.0.self_attn.q_proj\":3}}", /* neither key is this module's */
+         2},
+    };
+    for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
+        struct tenant_file t;
+        places();
+        make_model(base, (struct make_model){0});
+        make_adapter(fine, cases[i].config, 4, NULL);
+        TOOL_OK("import-lora --base %s -o %s %s", base, out, fine);
+        read_out(&t);
+        CHECK_EQ(t.meta.part_kind[0], KIND_ABSENT);
+        const struct delta *d = &t.delta[N_PARTS + PART_Q];
+        CHECK_EQ(d->rank, 4);
+        unsigned seed = 9;
+        for (int j = 0; j < 160; j++)
+            CHECK_EQ(d->a[j], half_from_float(0.1f * test_gauss(&seed)));
+        for (int j = 0; j < 160; j++) {
+            double b = half_to_float(half_from_float(0.1f * test_gauss(&seed)));
+            CHECK_NEAR(half_to_float(d->b[j]), cases[i].scale * b, 0, 1e-6);
+        }
+        tenant_file_free(&t);
+    }
+}
+
+TEST(tool_refuses_adapters_that_are_more_than_pairs) {
+    static const struct {
+        const char *config, *extra, *named;
+    } bad[] = {
+        {"\"use_dora\":true", NULL, "use_dora"},
+        {"\"bias\":\"all\"", NULL, "bias is"},
+        {"\"lora_bias\":true", NULL, "lora_bias"},
+        {"\"fan_in_fan_out\":true", NULL, "fan_in_fan_out"},
+        {"\"layer_replication\":[[0,1]]", NULL, "layer_replication"},
+        {"\"modules_to_save\":[\"lm_head\"]", NULL, "modules_to_save"},
+        {"\"rank_pattern\":{\"q_proj\":8}", NULL, "has rank 4"},
+        {"\"alpha_pattern\":{\".*q_proj\":8}", NULL, "regular expression"},
+        {"\"r\":4", NULL, "duplicate"},
+        {"\"x\":1", "base_model.model.lm_head.lora_A.weight", "is not a lora_A"},
+        {"\"x\":1", "base_model.model.model.layers.1.self_attn.k_proj.lora_A.weight", "only one"},
+    };
+    places();
+    make_model(base, (struct make_model){0});
+    for (size_t i = 0; i < sizeof bad / sizeof *bad; i++) {
+        char config[512];
+        snprintf(config, sizeof config, "{\"peft_type\":\"LORA\",\"r\":4,\"lora_alpha\":8,%s}",
+                 bad[i].config);
+        make_adapter(fine, config, 4, bad[i].extra);
+        CHECK_EQ(run_tool("import-lora --base %s -o %s %s", base, out, fine), 65);
+        CHECK_HAS(tool_output, bad[i].named);
+    }
+    make_model(base, (struct make_model){.dim = 48});
+    make_adapter(fine, "{\"peft_type\":\"LORA\",\"r\":4,\"lora_alpha\":8}", 4, NULL);
+    CHECK_EQ(run_tool("import-lora --base %s -o %s %s", base, out, fine), 65);
+    CHECK_HAS(tool_output, "that the base needs");
+}
+
+/* ---- real models ------------------------------------------------------------------------------
+ */
+
+TEST(tool_keeps_added_tokens_template_and_rope_of_real_tenants) {
+    struct tenant_file t;
+    places();
+    TOOL_OK("compress --base %s --finetuned %s -o %s", test_model("base"), test_model("chat"), out);
+    read_out(&t);
+    CHECK_EQ(t.meta.config.shape.vocab, 4098);
+    CHECK_HAS(t.meta.tokenizer_json, "<|im_end|>");
+    CHECK_HAS(t.meta.tokenizer_json, "chat_template");
+    CHECK_EQ(t.embed.row_id[t.embed.n_rows - 1], 4097);
+    tenant_file_free(&t);
+    TOOL_OK("compress --base %s --finetuned %s -o %s", test_model("base"), test_model("long"), out);
+    read_out(&t);
+    CHECK_EQ(t.meta.config.rope.kind, ROPE_LINEAR);
+    CHECK_EQ(t.meta.config.context, 1024);
+    tenant_file_free(&t);
+}
+
+TEST(tool_refuses_a_diff_of_another_base_and_damaged_ones) {
+    char path[300];
+    places();
+    /* Same shape, other weights: sizes of the shared base. */
+    make_model(base, (struct make_model){.layers = 8, .dim = 256, .ffn = 768, .vocab = 4096});
+    CHECK_EQ(
+        run_tool("import-diff --base %s -o %s %s", base, out, test_model("diff.pt/kjv.diff.pt")),
+        65);
+    CHECK_HAS(tool_output, "does not resemble this base's");
+    make_model(base, (struct make_model){.layers = 2, .dim = 256, .ffn = 768, .vocab = 4096});
+    CHECK_EQ(
+        run_tool("import-diff --base %s -o %s %s", base, out, test_model("diff.pt/kjv.diff.pt")),
+        65);
+    snprintf(path, sizeof path, "%s/d.pt", test_tmp());
+    make_copy(test_model("diff.pt/kjv.diff.pt"), path);
+    int fd = open(path, O_RDWR);
+    unsigned char byte = 0;
+    CHECK_EQ(pread(fd, &byte, 1, 3000000), 1); /* inside a dense tensor */
+    byte ^= 0x10;
+    CHECK_EQ(pwrite(fd, &byte, 1, 3000000), 1);
+    CHECK_EQ(run_tool("import-diff --base %s -o %s %s", test_model("base"), out, path), 65);
+    CHECK_HAS(tool_output, "damaged");
+    CHECK_EQ(ftruncate(fd, 2000000), 0);
+    CHECK_EQ(run_tool("import-diff --base %s -o %s %s", test_model("base"), out, path), 65);
+    CHECK_HAS(tool_output, "zip");
+    close(fd);
+}
