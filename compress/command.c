@@ -104,7 +104,7 @@ void command_help(const struct command *c) {
 }
 
 void progress_begin(struct progress *p, const char *what) {
-    *p = (struct progress){.what = what, .on = isatty(STDERR_FILENO)};
+    *p = (struct progress){.what = what, .began_us = mono_us(), .on = isatty(STDERR_FILENO)};
 }
 
 void progress_show(void *arg_p, uint64_t done, uint64_t total) {
@@ -117,10 +117,13 @@ void progress_show(void *arg_p, uint64_t done, uint64_t total) {
     for (int i = 0; i < 30; i++)
         bar[i] = i < (int)(part * 30) ? '#' : '.';
     bar[30] = 0;
+    double spent = (double)(mono_us() - p->began_us) / 1e6;
     fprintf(stderr, "\r%-12s [%s] %3.0f %%", p->what, bar, 100 * part);
+    if (spent > 1 && part > 0.01) /* sooner it would be a guess */
+        fprintf(stderr, "  %.0f s left  ", spent * (1 - part) / part);
 }
 
 void progress_end(struct progress *p) {
     if (p->on)
-        fprintf(stderr, "\r%60s\r", "");
+        fprintf(stderr, "\r%72s\r", "");
 }

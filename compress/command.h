@@ -47,10 +47,10 @@ err_t arg_int(const struct args *a, const char *name, int32_t lo, int32_t hi, in
               int32_t *out, struct why *why);
 void command_help(const struct command *c);
 
-/* A bar on stderr, drawn only when that is a terminal. One thread. */
+/* A bar on stderr with the time left, drawn only when that is a terminal. One thread. */
 struct progress {
     const char *what;
-    int64_t drawn_us;
+    int64_t began_us, drawn_us;
     bool on;
 };
 void progress_begin(struct progress *p, const char *what);

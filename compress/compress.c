@@ -5,30 +5,66 @@
 #include <string.h>
 
 #include "compress/diff.h"
+#include "compress/fitted.h"
 #include "compress/job.h"
 #include "config/options.h"
 
 struct compress {
     struct job_base base;
     struct checkpoint fine;
-    struct diff_options options;
+    bool instant;                 /* from the weights alone, a matrix in memory at a time */
+    struct diff_options options;  /* of instant */
+    struct fitted_options fitted; /* otherwise */
     struct report report;
     struct tenant_writer *w;
 };
 
-static err_t parse_options(struct diff_options *o, const struct args *a, struct why *why) {
-    const char *scale = arg(a, "--scale"), *embed = arg(a, "--embed");
+static err_t parse_instant(struct diff_options *o, const struct args *a, struct why *why) {
+    const char *scale = arg(a, "--scale");
     o->per_row = !scale || strcmp(scale, "row") == 0;
     if (!o->per_row && strcmp(scale, "matrix") != 0)
         return why_set(why, E_USAGE, "--scale must be row or matrix, not \"%.32s\"", scale);
-    o->embed_dense = embed && strcmp(embed, "dense") == 0;
-    if (embed && !o->embed_dense && strcmp(embed, "planes") != 0)
-        return why_set(why, E_USAGE, "--embed must be planes or dense, not \"%.32s\"", embed);
-    err_t e = arg_int(a, "--bits", 1, MAX_PLANES, 1, &o->n_planes, why);
-    if (!e)
-        e = arg_int(a, "--embed-bits", 1, MAX_PLANES, o->n_planes > 4 ? o->n_planes : 4,
-                    &o->embed_planes, why);
+    if (arg(a, "--calibration") || arg(a, "--steps") || arg(a, "--method"))
+        return why_set(why, E_USAGE,
+                       "--instant fits nothing: leave out --calibration, --steps and "
+                       "--method");
+    return arg_int(a, "--embed-bits", 1, MAX_PLANES, o->n_planes > 4 ? o->n_planes : 4,
+                   &o->embed_planes, why);
+}
+
+static err_t parse_fitted(struct fitted_options *o, const struct args *a, struct why *why) {
+    const char *method = arg(a, "--method");
+    int32_t seed;
+    o->published = method && strcmp(method, "bitdelta") == 0;
+    if (method && !o->published && strcmp(method, "fit") != 0)
+        return why_set(why, E_USAGE, "--method must be fit or bitdelta, not \"%.32s\"", method);
+    if (arg(a, "--scale"))
+        return why_set(why, E_USAGE,
+                       "--scale goes with --instant: fitted scales are of rows and "
+                       "columns, or of matrices with --method bitdelta");
+    o->calibration = arg(a, "--calibration");
+    err_t e = arg_int(a, "--embed-bits", 1, MAX_PLANES, o->planes, &o->vocab_planes, why);
+    e = e ? e : arg_int(a, "--steps", 0, 1000000, o->published ? 200 : 400, &o->steps, why);
+    e = e ? e : arg_int(a, "--seed", 0, INT32_MAX, 1, &seed, why);
+    o->seed = (uint64_t)seed;
+    if (!e && o->published && o->steps > 0 && !o->calibration)
+        e = why_set(why, E_USAGE,
+                    "--method bitdelta distils on a text: give --calibration FILE, or --steps 0 "
+                    "for its scales before distillation");
     return e;
+}
+
+static err_t parse_options(struct compress *j, const struct args *a, struct why *why) {
+    const char *embed = arg(a, "--embed");
+    j->instant = arg(a, "--instant") != NULL;
+    j->options.embed_dense = j->fitted.dense_vocab = embed && strcmp(embed, "dense") == 0;
+    if (embed && !j->options.embed_dense && strcmp(embed, "planes") != 0)
+        return why_set(why, E_USAGE, "--embed must be planes or dense, not \"%.32s\"", embed);
+    err_t e = arg_int(a, "--bits", 1, MAX_PLANES, 1, &j->options.n_planes, why);
+    j->fitted.planes = j->options.n_planes;
+    return e            ? e
+           : j->instant ? parse_instant(&j->options, a, why)
+                        : parse_fitted(&j->fitted, a, why);
 }
 
 /* A model that was not trained from this base differs by about sqrt(2) of its weights' size. */
@@ -98,12 +134,25 @@ static err_t write_rest(struct compress *j, struct why *why) {
     return e;
 }
 
+static json_t *made_of(const struct compress *j, const char *fine) {
+    const char *method = j->instant ? "mean" : j->fitted.published ? "bitdelta" : "fit";
+    const char *scale = j->instant            ? j->options.per_row ? "row" : "matrix"
+                        : j->fitted.published ? "matrix"
+                                              : "row x column";
+    int embed = j->instant ? j->options.embed_planes : j->fitted.vocab_planes;
+    if (j->options.embed_dense || (!j->instant && j->fitted.published))
+        embed = 16;
+    return json_pack("{s:s, s:s, s:s, s:s, s:s, s:i, s:i}", "tool", "bitdelta compress", "version",
+                     options_version(), "method", method, "source", job_name_of(fine), "scale",
+                     scale, "bits", j->options.n_planes, "embed_bits", embed);
+}
+
 static err_t run(const struct args *a, struct why *why) {
     struct compress j = {0};
     struct job_texts texts = {0};
     const char *path = arg(a, "--output"), *fine = arg(a, "--finetuned");
-    json_t *made = NULL;
-    err_t e = parse_options(&j.options, a, why);
+    json_t *made = NULL, *quality = NULL;
+    err_t e = parse_options(&j, a, why);
     if (e)
         return e;
     e = checkpoint_open(&j.fine, fine, why);
@@ -115,24 +164,23 @@ static err_t run(const struct args *a, struct why *why) {
     e = model_config_same_shape(&j.fine.config, &j.base.checkpoint.config, fine, why);
     if (!e)
         e = job_texts_read(&texts, &j.base, fine, j.fine.config_json, j.fine.generation_json, why);
+    if (!e && !(made = made_of(&j, fine)))
+        e = why_set(why, E_NOMEM, "not enough memory");
     if (!e)
         e = tenant_writer_open(&j.w, path, why);
-    if (!e)
+    if (!e && !j.instant)
+        e = fitted_write(&j.base, &j.fine, &j.fitted, j.w, &j.report, made, &quality, why);
+    if (!e && j.instant)
         e = write_linears(&j, why);
-    if (!e)
+    if (!e && j.instant)
         e = write_rest(&j, why);
     if (!e) {
-        made =
-            json_pack("{s:s, s:s, s:s, s:s, s:s, s:i, s:i}", "tool", "bitdelta compress", "version",
-                      options_version(), "method", "mean", "source", job_name_of(fine), "scale",
-                      j.options.per_row ? "row" : "matrix", "bits", j.options.n_planes,
-                      "embed_bits", j.options.embed_dense ? 16 : j.options.embed_planes);
-        e = made ? job_finish(&j.base, j.w, path, &texts, made, &j.report, arg(a, "--json"), why)
-                 : why_set(why, E_NOMEM, "not enough memory");
-        j.w = made ? NULL : j.w;
+        e = job_finish(&j.base, j.w, path, &texts, made, quality, &j.report, arg(a, "--json"), why);
+        j.w = NULL;
     }
     tenant_writer_abort(j.w);
     json_decref(made);
+    json_decref(quality);
     job_texts_free(&texts);
     job_base_close(&j.base);
 out:
@@ -146,22 +194,37 @@ const struct command command_compress = {
     .about =
         "Both folders are Hugging Face checkpoints of one architecture (config.json, safetensors\n"
         "in FP16, BF16 or FP32). Of each linear layer the file keeps the signs of the difference\n"
-        "and a scale per row. The embedding and lm_head are left out where equal to the base;\n"
-        "rows beyond the base's vocabulary, and few changed rows, are kept exactly; otherwise\n"
-        "they become planes with a scale per row. Norms, config, added tokens, chat template and\n"
-        "generation defaults are always the fine-tune's own. The finished file is read back.\n",
+        "and scales per row and column. Signs, scales and norms are then fitted, so that the\n"
+        "tenant predicts what the fine-tune predicts, on text that the fine-tune and the base\n"
+        "write for it; no data is needed, and --calibration FILE takes the place of the base's\n"
+        "text. The quality reached on other such text is printed and kept in the file. Fitting\n"
+        "takes minutes for models of some million weights and six times the models' FP32 size in\n"
+        "memory; --instant takes neither, and keeps the signs and mean scales per row.\n\n"
+        "The embedding and lm_head are left out where equal to the base; rows beyond the base's\n"
+        "vocabulary, and few changed rows, are kept exactly; otherwise they become planes.\n"
+        "Norms, config, added tokens, chat template and generation defaults are the\n"
+        "fine-tune's own. The finished file is read back.\n",
     .option = {{"--base", "DIR", true, "the base model"},
                {"--finetuned", "DIR", true, "the fine-tune of that base"},
                {"--output", "FILE", true, "the tenant file to write"},
                {"--bits", "N", false, "sign planes per linear, 1 to 8 (default 1)"},
+               {"--instant", NULL, false,
+                "from the weights alone: seconds, less like the fine-tune"},
+               {"--calibration", "FILE", false,
+                "text to answer like the fine-tune (documents apart by lines \"<|doc|>\")"},
+               {"--steps", "N", false, "steps of fitting (default 400; 0: none)"},
+               {"--seed", "N", false, "of the sampled text (default 1)"},
+               {"--method", "fit|bitdelta", false,
+                "fit (default), or as BitDelta was published: a scale per matrix, distilled"},
                {"--scale", "row|matrix", false,
-                "one scale per row (default) or, as first published, per matrix"},
+                "with --instant: one scale per row (default) or per matrix"},
                {"--embed", "planes|dense", false,
                 "changed embedding and lm_head as planes (default) or whole in FP16"},
-               {"--embed-bits", "N", false, "their planes (default 4, or --bits if more)"},
+               {"--embed-bits", "N", false,
+                "their planes (default --bits and a low-rank pair; with --instant 4 or more)"},
                {"--json", NULL, false, "print the report as JSON"}},
     .examples = "  bitdelta compress --base llama-7b --finetuned my-chat-7b -o chat.bitdelta\n"
-                "  bitdelta compress --base llama-7b --finetuned my-math-7b --bits 2 -o "
+                "  bitdelta compress --instant --base llama-7b --finetuned my-math-7b --bits 2 -o "
                 "math.bitdelta\n",
     .run = run,
 };

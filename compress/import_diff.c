@@ -312,7 +312,7 @@ static err_t run(const struct args *a, struct why *why) {
             json_pack("{s:s, s:s, s:s, s:s, s:s, s:i}", "tool", "bitdelta import-diff", "version",
                       options_version(), "method", "published BitDelta", "source",
                       job_name_of(a->operand[0]), "scale", "matrix", "bits", 1);
-        e = job_finish(&m.base, m.w, path, &texts, made, &m.report, arg(a, "--json"), why);
+        e = job_finish(&m.base, m.w, path, &texts, made, NULL, &m.report, arg(a, "--json"), why);
         m.w = NULL;
         json_decref(made);
     }

@@ -211,7 +211,7 @@ static err_t run(const struct args *a, struct why *why) {
     if (!e) {
         json_t *made = json_pack("{s:s, s:s, s:s, s:s}", "tool", "bitdelta import-lora", "version",
                                  options_version(), "method", "lora", "source", job_name_of(dir));
-        e = job_finish(&m.base, m.w, path, &texts, made, &m.report, arg(a, "--json"), why);
+        e = job_finish(&m.base, m.w, path, &texts, made, NULL, &m.report, arg(a, "--json"), why);
         m.w = NULL;
         json_decref(made);
     }

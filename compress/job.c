@@ -135,21 +135,34 @@ static err_t read_back(const struct job_base *b, const char *path, size_t *bytes
     return e ? why_prefix(why, e, "the file just written does not read back") : E_OK;
 }
 
+static void print_quality(json_t *quality) {
+    static const char *const when[] = {"before_fitting", "fitted"};
+    double kl, top1, mse, own, fine;
+    for (int i = 0; i < 2; i++)
+        if (quality && json_unpack(json_object_get(quality, when[i]), "{s:F,s:F,s:F,s:F,s:F}", "kl",
+                                   &kl, "top1", &top1, "logit_mse", &mse, "perplexity", &own,
+                                   "fine_tune_perplexity", &fine) == 0)
+            printf("%s%-15s KL %.5f  top-1 %.2f %%  logit MSE %.4f  perplexity %.4f (fine-tune "
+                   "%.4f)\n",
+                   i ? "" : "\nAgainst the fine-tune, on text of its own that was not fitted on:\n",
+                   i ? "fitted" : "weights alone", kl, 100 * top1, mse, own, fine);
+}
+
 err_t job_finish(const struct job_base *b, struct tenant_writer *w, const char *path,
-                 const struct job_texts *texts, json_t *made, const struct report *report,
-                 bool json, struct why *why) {
+                 const struct job_texts *texts, json_t *made, json_t *quality,
+                 const struct report *report, bool json, struct why *why) {
     char hash[SHA256_HEX];
     size_t bytes = 0;
-    json_t *quality = json_object();
+    json_t *nothing = json_object();
     struct tenant_header h = {.base_fingerprint = b->fingerprint,
                               .base_vocab = b->checkpoint.config.shape.vocab,
                               .config = texts->config,
                               .tokenizer = texts->tokenizer,
                               .generation = texts->generation,
                               .made = made,
-                              .quality = quality};
+                              .quality = quality ? quality : nothing};
     err_t e = tenant_writer_end(w, &h, hash, why);
-    json_decref(quality);
+    json_decref(nothing);
     if (!e)
         e = read_back(b, path, &bytes, why);
     if (e)
@@ -158,11 +171,14 @@ err_t job_finish(const struct job_base *b, struct tenant_writer *w, const char *
         json_t *out = json_pack("{s:s, s:s, s:s, s:I, s:o}", "file", path, "content_hash", hash,
                                 "base_fingerprint", b->fingerprint, "bytes", (json_int_t)bytes,
                                 "matrices", report_json(report, (double)bytes));
+        if (quality)
+            json_object_set(out, "quality", quality);
         json_dumpf(out, stdout, JSON_INDENT(2));
         putchar('\n');
         json_decref(out);
     } else {
         report_print(report, (double)bytes);
+        print_quality(quality);
         printf("\n%s: %zu bytes, content hash %.16s..., read back and verified\n", path, bytes,
                hash);
     }

@@ -32,9 +32,10 @@ err_t job_texts_read(struct job_texts *t, const struct job_base *base, const cha
 void job_texts_free(struct job_texts *t);
 
 /* Writes the header, reads the finished file back with every check the server makes, and prints the
- * report (as JSON with `json`). Frees w in any case. made: borrowed. */
+ * report (as JSON with `json`). Frees w in any case. made, quality (NULL: nothing was measured):
+ * borrowed. */
 err_t job_finish(const struct job_base *b, struct tenant_writer *w, const char *path,
-                 const struct job_texts *texts, json_t *made, const struct report *report,
-                 bool json, struct why *why);
+                 const struct job_texts *texts, json_t *made, json_t *quality,
+                 const struct report *report, bool json, struct why *why);
 
 #endif

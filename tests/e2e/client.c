@@ -51,7 +51,7 @@ const char *client_delta(const char *name) {
         return path;
     char command[2048];
     snprintf(command, sizeof command,
-             "'%s' compress --base '%s' --finetuned '%s' -o '%s' >/dev/null 2>&1",
+             "'%s' compress --instant --base '%s' --finetuned '%s' -o '%s' >/dev/null 2>&1",
              beside("bitdelta"), test_model("base"), test_model(name), path);
     if (system(command) != 0)
         test_skip("no tenant file %s and no tool that makes it", name);

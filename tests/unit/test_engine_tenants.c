@@ -32,7 +32,7 @@ static const char *shipped(const char *name) {
 static const char *compressed(const char *fine_tune_dir) {
     static char path[512];
     snprintf(path, sizeof path, "%s/made.bitdelta", test_tmp());
-    TOOL_OK("compress --base demo/base --finetuned %s -o %s", fine_tune_dir, path);
+    TOOL_OK("compress --instant --base demo/base --finetuned %s -o %s", fine_tune_dir, path);
     return path;
 }
 

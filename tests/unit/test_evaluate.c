@@ -187,11 +187,11 @@ static double number(const json_t *root, const char *who, const char *what) {
     return json_number_value(x);
 }
 
-TEST(eval_tells_base_tenant_and_fine_tune_apart) {
+TEST_LIMIT(eval_tells_base_tenant_and_fine_tune_apart, 300) {
     char file[300];
     snprintf(file, sizeof file, "%s/math.bitdelta", test_tmp());
-    TOOL_OK("compress --base %s --finetuned %s -o %s", test_model("base"), test_model("math"),
-            file);
+    TOOL_OK("compress --instant --base %s --finetuned %s -o %s", test_model("base"),
+            test_model("math"), file);
     TOOL_OK("eval --base %s --finetuned %s --tenant %s --tasks %s --limit 20 --json",
             test_model("base"), test_model("math"), file, test_model("math/heldout.json"));
     json_error_t error;

@@ -1,0 +1,25 @@
+/* Compressing with fitting: from two checkpoints to the tensors of a tenant file that answers like
+ * the fine-tune. Both models and the student lie in memory in FP32, so this is for models that fit
+ * there about six times over; compress/diff.h needs no more than one matrix. */
+#ifndef COMPRESS_FITTED_H
+#define COMPRESS_FITTED_H
+
+#include "compress/job.h"
+
+struct fitted_options {
+    int32_t planes, vocab_planes; /* of the linears; of embedding and lm_head */
+    bool dense_vocab;             /* embedding and lm_head whole */
+    bool published;               /* one scale a matrix, distilled as BitDelta was published */
+    const char *calibration;      /* a text to answer like the fine-tune, or NULL */
+    int32_t steps;
+    uint64_t seed;
+};
+
+/* Fits and writes all tensors. made gets what was done; *quality (given to the caller) what was
+ * measured on text that was not fitted on. Errors: E_WRONG_BASE, E_NOMEM, E_INVAL, E_IO, E_FORMAT,
+ * E_NONFINITE, each with a sentence. */
+err_t fitted_write(const struct job_base *base, const struct checkpoint *fine,
+                   const struct fitted_options *o, struct tenant_writer *w, struct report *report,
+                   json_t *made, json_t **quality, struct why *why);
+
+#endif

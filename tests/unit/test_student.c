@@ -1,0 +1,294 @@
+/* Fitting: the gradients of scales, signs and low-rank pairs, what each stage gains, and the way
+ * into a tenant file and back. */
+#include <fcntl.h>
+#include <jansson.h>
+#include <math.h>
+#include <unistd.h>
+
+#include "compress/evaluate.h"
+#include "compress/fit.h"
+#include "compress/llama_tenant.h"
+#include "compress/low_rank.h"
+#include "compress/student_write.h"
+#include "tests/check.h"
+#include "tests/unit/make_model.h"
+#include "tests/unit/run_tool.h"
+
+/* Adds noise of very different size from row to row, and a common direction to lm_head. */
+static void tune(const char *name, float *x, size_t n, void *arg) {
+    unsigned seed = 99 + (unsigned)strlen(name) * 7;
+    float size = *(float *)arg;
+    bool head = strcmp(name, "lm_head.weight") == 0;
+    for (size_t i = 0; i < n; i++) {
+        float row = 0.4f + 0.2f * (float)(i / 40 % 7);
+        x[i] += size * row * test_gauss(&seed) + (head ? size * 3 * (float)(i % 40 % 5) : 0);
+    }
+}
+
+struct duo {
+    char base_dir[300], fine_dir[300];
+    struct checkpoint base_files, fine_files;
+    struct gemm g;
+    struct llama base, fine;
+};
+
+static void open_duo(struct duo *d, bool tied) {
+    struct why why = {""};
+    static float size = 0.06f;
+    snprintf(d->base_dir, sizeof d->base_dir, "%s/base", test_tmp());
+    snprintf(d->fine_dir, sizeof d->fine_dir, "%s/fine", test_tmp());
+    make_model(d->base_dir, (struct make_model){.scale = 0.2f, .tied = tied});
+    make_model(d->fine_dir,
+               (struct make_model){.scale = 0.2f, .tied = tied, .change = tune, .arg = &size});
+    CHECK_OK(gemm_open(&d->g, 2), why);
+    CHECK_OK(checkpoint_open(&d->base_files, d->base_dir, &why), why);
+    CHECK_OK(checkpoint_open(&d->fine_files, d->fine_dir, &why), why);
+    CHECK_OK(llama_load(&d->base, &d->base_files, &why), why);
+    CHECK_OK(llama_load(&d->fine, &d->fine_files, &why), why);
+}
+
+static void close_duo(struct duo *d) {
+    llama_free(&d->base), llama_free(&d->fine);
+    checkpoint_close(&d->base_files), checkpoint_close(&d->fine_files);
+    gemm_close(&d->g);
+}
+
+/* KL from the fine-tune over a fixed text. */
+static double kl_of(struct duo *d, const struct llama *m, const struct corpus *text) {
+    struct why why = {""};
+    struct loss l = {0};
+    CHECK_OK(evaluate_text(m, &d->fine, &d->g, text, &l, &why), why);
+    return l.kl / (double)l.n_rows;
+}
+
+static void sample(struct duo *d, int32_t n, uint64_t seed, struct corpus *out) {
+    struct why why = {""};
+    struct sample_options o = {.temperature = 1, .seed = seed};
+    CHECK_OK(sample_documents(&d->fine, &d->g, n, 16, &o, out), why);
+}
+
+struct one_gradient {
+    struct student *s;
+    struct gemm *g;
+};
+static void learn(void *arg, int32_t i, float *grad) {
+    struct one_gradient *o = arg;
+    /* Rates so small that nothing moves (a sign of exactly 0 would: none for signs); after one step
+     * a mean is a tenth of the gradient. */
+    struct student_rates r = {.scale = 1e-20f, .low_rank = 1e-20f, .t = 1};
+    student_learn(o->s, o->g, i, grad, &r);
+}
+
+static void check_slope(struct duo *d, struct student *s, const struct corpus *text, int32_t i,
+                        struct param *p, size_t at, float step, const char *what) {
+    float old = p->x[at];
+    p->x[at] = old + step;
+    if (s->matrix[i].plane[0].col.n)
+        for (int32_t k = 0; k < s->matrix[i].k; k++)
+            s->matrix[i].plane[0].col_scale[k] = expf(s->matrix[i].plane[0].col.x[k]);
+    student_set_weights(s, &d->g, i);
+    double up = kl_of(d, &s->model, text);
+    p->x[at] = old - step;
+    for (int32_t k = 0; k < s->matrix[i].k; k++)
+        s->matrix[i].plane[0].col_scale[k] = expf(s->matrix[i].plane[0].col.x[k]);
+    student_set_weights(s, &d->g, i);
+    double found = (up - kl_of(d, &s->model, text)) / (2 * (double)step);
+    p->x[at] = old;
+    for (int32_t k = 0; k < s->matrix[i].k; k++)
+        s->matrix[i].plane[0].col_scale[k] = expf(s->matrix[i].plane[0].col.x[k]);
+    student_set_weights(s, &d->g, i);
+    double said = 10 * (double)p->m[at];
+    if (!(fabs(found - said) <= 2e-4 + 0.03 * fabs(said)))
+        test_fail(__FILE__, __LINE__, "%s %zu of matrix %d: the slope is %.5g, the gradient %.5g",
+                  what, at, i, found, said);
+}
+
+TEST(student_gradients_of_scales_and_pairs_match_finite_differences) {
+    struct duo d;
+    struct student s;
+    struct why why = {""};
+    struct student_plan plan = {.planes = 2, .vocab_planes = 1, .vocab_rank = 2};
+    open_duo(&d, false);
+    CHECK_OK(student_open(&s, &d.g, &d.base, &d.fine, &plan, &why), why);
+    struct corpus text = {0};
+    sample(&d, 6, 3, &text);
+    int32_t rows = (int32_t)text.n_ids, next = 0, vocab = d.fine.config.shape.vocab;
+    int32_t id[128], start[64];
+    CHECK(rows <= 128);
+    float *y = malloc((size_t)(rows * vocab) * sizeof *y), *t = malloc((size_t)(rows * vocab) * 4);
+    float *dnorm = malloc(s.norm.n * sizeof *dnorm);
+    struct llama_batch b;
+    struct llama_tape *tape;
+    struct loss sum = {0};
+    CHECK_OK(llama_tape_open(&tape, &s.model, &d.g, rows, 16), why);
+    CHECK(corpus_batch(&text, &next, false, rows, id, start, &b));
+    llama_forward(&d.fine, &d.g, &b, tape, t);
+    llama_forward(&s.model, &d.g, &b, tape, y);
+    loss_distil(&d.g, b.n_rows, vocab, y, t, NULL, 1, 0, 1 / (float)b.n_rows, y, &sum);
+    struct one_gradient one = {&s, &d.g};
+    llama_backward(&s.model, &d.g, &b, tape, y, dnorm, (struct llama_sink){learn, &one});
+    static const int32_t matrices[] = {PART_Q, PART_V, PART_O, PART_UP, N_PARTS + PART_DOWN};
+    for (size_t i = 0; i < sizeof matrices / sizeof *matrices; i++) {
+        struct student_plane *p = &s.matrix[matrices[i]].plane[0];
+        for (size_t at = 0; at < 6; at++) {
+            check_slope(&d, &s, &text, matrices[i], &p->row, at, 0.02f, "row scale");
+            check_slope(&d, &s, &text, matrices[i], &p->col, at, 0.02f, "column scale");
+        }
+    }
+    int32_t head = llama_head(&s.model);
+    CHECK_EQ(s.matrix[head].rank, 2);
+    for (size_t at = 0; at < 6; at++) {
+        check_slope(&d, &s, &text, head, &s.matrix[head].a, at * 7, 0.01f, "a");
+        check_slope(&d, &s, &text, head, &s.matrix[head].b, at * 5, 0.01f, "b");
+    }
+    llama_tape_close(tape);
+    free(y), free(t), free(dnorm);
+    corpus_free(&text);
+    student_free(&s);
+    close_duo(&d);
+}
+
+static double fitted_kl(struct duo *d, const struct student_plan *plan, int32_t steps,
+                        struct student_rates rates, const struct corpus *own,
+                        const struct corpus *held) {
+    struct student s;
+    struct why why = {""};
+    CHECK_OK(student_open(&s, &d->g, &d->base, &d->fine, plan, &why), why);
+    struct corpus none = {0};
+    struct fit_options o = {.steps = steps, .rows = 192, .max_length = 16, .kl_weight = 1};
+    o.rates = rates;
+    struct fit_report r;
+    CHECK_OK(fit_run(&s, &d->g, own, &none, &o, &r, &why), why);
+    double kl = kl_of(d, &s.model, held);
+    student_free(&s);
+    return kl;
+}
+
+TEST_LIMIT(fit_every_stage_brings_the_tenant_closer_on_text_it_has_not_seen, 300) {
+    struct duo d;
+    open_duo(&d, false);
+    struct corpus own = {0}, held = {0};
+    sample(&d, 600, 1, &own);
+    sample(&d, 200, 2, &held);
+    struct student_plan scalar = {.planes = 1, .vocab_planes = 1, .scalar = true},
+                        plain = {.planes = 1, .vocab_planes = 1},
+                        pair = {.planes = 1, .vocab_planes = 1, .vocab_rank = 4},
+                        two = {.planes = 2, .vocab_planes = 2, .vocab_rank = 4};
+    struct student_rates none = {0}, scales = {.scale = 0.02f},
+                         bits = {.scale = 0.02f, .bit = 0.02f},
+                         all = {.scale = 0.02f, .bit = 0.02f, .low_rank = 0.01f, .norm = 1e-3f};
+    double k[6] = {fitted_kl(&d, &scalar, 0, none, &own, &held),
+                   fitted_kl(&d, &plain, 0, none, &own, &held),
+                   fitted_kl(&d, &plain, 120, scales, &own, &held),
+                   fitted_kl(&d, &plain, 120, bits, &own, &held),
+                   fitted_kl(&d, &pair, 120, all, &own, &held),
+                   fitted_kl(&d, &two, 120, all, &own, &held)};
+    static const char *const what[] = {"a scale per matrix",   "row and column scales",
+                                       "fitted scales",        "fitted signs as well",
+                                       "a low-rank pair, too", "a second plane"};
+    for (int i = 1; i < 6; i++)
+        if (!(k[i] < 0.97 * k[i - 1]))
+            test_fail(__FILE__, __LINE__, "%s gives a KL of %.5f, %s gave %.5f", what[i], k[i],
+                      what[i - 1], k[i - 1]);
+    corpus_free(&own), corpus_free(&held);
+    close_duo(&d);
+}
+
+TEST(low_rank_finds_a_matrix_of_its_rank_and_the_share_it_holds) {
+    struct gemm g;
+    struct why why = {""};
+    CHECK_OK(gemm_open(&g, 2), why);
+    enum { N = 37, K = 29, RANK = 3 };
+    unsigned seed = 4;
+    float u[N * RANK], v[RANK * K], d[N * K], b[N * RANK], a[RANK * K], back[N * K];
+    for (int i = 0; i < N * RANK; i++)
+        u[i] = test_gauss(&seed);
+    for (int i = 0; i < RANK * K; i++)
+        v[i] = test_gauss(&seed);
+    gemm(&g, N, K, RANK, mat_of(u, RANK), mat_of(v, K), d, K, false);
+    double share;
+    CHECK_OK(low_rank(&g, N, K, RANK, d, b, a, &share), why);
+    CHECK_NEAR(share, 1, 1e-5, 0);
+    gemm(&g, N, K, RANK, mat_of(b, RANK), mat_of(a, K), back, K, false);
+    for (int i = 0; i < N * K; i++)
+        CHECK_NEAR((double)back[i], (double)d[i], 1e-4, 1e-4);
+    CHECK_OK(low_rank(&g, N, K, 1, d, b, a, &share), why);
+    CHECK(share > 0.34 && share < 0.9); /* the largest of three holds a third and more */
+    memset(d, 0, sizeof d);
+    CHECK_OK(low_rank(&g, N, K, 2, d, b, a, &share), why);
+    CHECK_NEAR(share, 0, 0, 0);
+    CHECK_NEAR((double)a[0], 0, 0, 0);
+    gemm_close(&g);
+}
+
+/* The tool's file, read back, is the student that the same options make. */
+static void check_file(bool tied, int32_t planes) {
+    struct duo d;
+    struct why why = {""};
+    open_duo(&d, tied);
+    char path[300];
+    snprintf(path, sizeof path, "%s/t.bitdelta", test_tmp());
+    TOOL_OK("compress --base %s --finetuned %s -o %s --steps 0 --bits %d", d.base_dir, d.fine_dir,
+            path, planes);
+    struct student s;
+    struct student_plan plan = {.planes = planes, .vocab_planes = planes, .vocab_rank = 8};
+    CHECK_OK(student_open(&s, &d.g, &d.base, &d.fine, &plan, &why), why);
+    student_round(&s, &d.g);
+    struct tenant_file t;
+    struct llama m;
+    int fd = open(path, O_RDONLY);
+    CHECK_OK(tenant_file_read(&t, fd, path, NULL, NULL, &why), why);
+    CHECK_OK(llama_of_tenant(&m, &d.g, &d.base, &t, &why), why);
+    for (int32_t i = 0; i < m.n_matrices; i++)
+        for (int32_t l = 0; l < m.matrix[i].n * m.matrix[i].k; l++)
+            CHECK_NEAR((double)m.matrix[i].w[l], (double)s.model.matrix[i].w[l], 1e-6, 1e-5);
+    close(fd);
+    llama_free(&m);
+    tenant_file_free(&t);
+    student_free(&s);
+    close_duo(&d);
+}
+
+TEST(fit_writes_what_it_measured) {
+    check_file(false, 1);
+}
+TEST(fit_writes_what_it_measured_with_tied_embeddings_and_two_planes) {
+    check_file(true, 2);
+}
+
+TEST(compress_fits_and_says_what_it_reached) {
+    struct duo d;
+    open_duo(&d, false);
+    char path[300];
+    snprintf(path, sizeof path, "%s/t.bitdelta", test_tmp());
+    TOOL_OK("compress --base %s --finetuned %s -o %s --steps 12 --json", d.base_dir, d.fine_dir,
+            path);
+    json_error_t error;
+    json_t *root = json_loads(tool_output, 0, &error);
+    double before, after;
+    CHECK_EQ(json_unpack(root, "{s:{s:{s:F},s:{s:F}}}", "quality", "before_fitting", "kl", &before,
+                         "fitted", "kl", &after),
+             0);
+    CHECK(after < before);
+    json_decref(root);
+    TOOL_OK("inspect %s", path);
+    CHECK_HAS(tool_output, "fitted");
+    CHECK_EQ(run_tool("compress --base %s --finetuned %s -o %s --method bitdelta", d.base_dir,
+                      d.fine_dir, path),
+             64);
+    CHECK_HAS(tool_output, "--calibration");
+    CHECK_EQ(run_tool("compress --base %s --finetuned %s -o %s --instant --steps 3", d.base_dir,
+                      d.fine_dir, path),
+             64);
+    close_duo(&d);
+}
+
+TEST(compress_refuses_to_fit_a_model_of_another_base) {
+    char base[300], other[300];
+    snprintf(base, sizeof base, "%s/base", test_tmp());
+    snprintf(other, sizeof other, "%s/other", test_tmp());
+    make_model(base, (struct make_model){.seed = 1});
+    make_model(other, (struct make_model){.seed = 2});
+    CHECK_EQ(run_tool("compress --base %s --finetuned %s -o %s/t", base, other, test_tmp()), 65);
+    CHECK_HAS(tool_output, "is not a fine-tune of");
+}
