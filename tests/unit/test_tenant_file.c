@@ -35,8 +35,8 @@ static void open_pair(struct pair *p, struct make_model base, struct make_model 
     snprintf(p->path, sizeof p->path, "%s/t.bitdelta", test_tmp());
     make_model(p->base_dir, base);
     make_model(p->fine_dir, fine);
-    TOOL_OK("compress --instant --base %s --finetuned %s -o %s %s", p->base_dir, p->fine_dir, p->path,
-            options);
+    TOOL_OK("compress --instant --base %s --finetuned %s -o %s %s", p->base_dir, p->fine_dir,
+            p->path, options);
     CHECK_OK(checkpoint_open(&p->base, p->base_dir, &why), why);
     CHECK_OK(checkpoint_open(&p->fine, p->fine_dir, &why), why);
     unsigned char digest[SHA256_BYTES];
