@@ -7,6 +7,7 @@
 #include <unistd.h>
 
 #include "config/clock.h"
+#include "engine/loop.h"
 #include "tests/check.h"
 #include "tests/drive.h"
 
@@ -243,6 +244,43 @@ TEST_LIMIT(engine_waits_for_a_reader_that_sleeps_and_loses_nothing, 240) {
     }
     usleep(DRIVE_SLOW ? 3000000 : 600000);
     engine_close(e);
+}
+
+/* The CPU backend, whose steps fail after a while: engine thread only, once the engine has work. */
+static struct kernels_ops failing_ops;
+static err_t (*real_end)(struct kernels *k);
+static int steps_to_live = 10;
+
+static err_t failing_end(struct kernels *k) {
+    err_t error = real_end(k);
+    return steps_to_live-- > 0 ? error : E_DEVICE;
+}
+
+TEST(engine_that_lost_its_device_fails_every_request) {
+    struct engine_options o = drive_options("demo/base");
+    o.max_seqs = 2;
+    struct engine *e = drive_open(&o);
+    struct why why;
+    wait_idle(e);
+    failing_ops = *e->kernels->ops;
+    real_end = failing_ops.end;
+    failing_ops.end = failing_end;
+    e->kernels->ops = &failing_ops;
+    for (uint64_t id = 0; id < 3; id++) /* two run, one waits */
+        CHECK_OK(submit_again(e, endless(id, 100), &why), why);
+    drive_finish(e, reply, 3);
+    for (int i = 0; i < 3; i++) {
+        const struct gen_event *last = &reply[i].event[reply[i].n_events - 1];
+        CHECK_EQ(last->kind, GEN_FAILED);
+        CHECK_EQ(last->error, E_DEVICE);
+    }
+    CHECK(reply[0].n_events > 5); /* what was said before stays said */
+    CHECK_EQ(submit_again(e, endless(3, 4), &why), E_DEVICE);
+    wait_idle(e);
+    CHECK_EQ(stats_of(e).finished_failed, 3);
+    CHECK_EQ(stats_of(e).kv_pages_used, 0);
+    engine_close(e);
+    drive_free(reply, 3);
 }
 
 TEST(engine_idles_without_the_processor_and_beats) {
