@@ -82,7 +82,9 @@ $(O)/libbitdelta_cuda.so: $(addprefix $(O)/,$(addsuffix .o,$(CUDA)))
 
 # One file per instruction set; which one runs is chosen at run time.
 $(O)/kernels/cpu/%_avx2.c.o: CFLAGS += -O3 -mavx2 -mfma -mf16c
-$(O)/kernels/cpu/%_avx512.c.o: CFLAGS += -O3 -mavx512f -mavx512bw -mavx512vl -mavx512dq -mfma -mf16c
+AVX512 := -O3 -mavx512f -mavx512bw -mavx512vl -mavx512dq -mfma -mf16c
+$(O)/kernels/cpu/%_avx512.c.o: CFLAGS += $(AVX512)
+$(O)/kernels/cpu/%_amx.c.o: CFLAGS += $(AVX512) -mamx-tile -mamx-int8
 $(O)/kernels/cpu/%.c.o: CFLAGS += -O3
 $(O)/config/options.c.o $(O)/compress/main.c.o: CFLAGS += -DBITDELTA_VERSION='"$(VERSION)"'
 $(O)/%.c.o: %.c Makefile

@@ -1,29 +1,15 @@
-/* The sign product, included by each isa_*.c: the integers of kernels/delta.h by table look-up.
+/* The sign product, included by each isa_*.c: the integers of kernels/delta.h.
  *
  *   acc[c][r] += s_c * sum over the block's 256 columns of (+-)q_c[k]
- *   bytes per tile of 16 rows: 512; look-ups per row of x and tile: 16 * 256 / 4
+ *   bytes per tile of 16 rows x 256 columns: 512, 1/16 of the base's; bound: arithmetic
  *
- * For every few consecutive columns a table holds all possible sums of +-q; looking up a group of
- * signs replaces as many additions, without one multiplication, and the sums are the signed ones
- * (no correction by the sum of q). Tables of one column block are 4 KB and are shared by all output
- * rows of the work unit, tiles of signs by all rows of x. Bound: look-ups, 1/16 of the base's
- * bytes. */
+ * delta_table.h has the way of every set, delta_amx.h that of AMX for several rows of x. */
 #ifndef KERNELS_CPU_DELTA_BODY_H
 #define KERNELS_CPU_DELTA_BODY_H
 
 #include "kernels/cpu/isa.h"
 #include "kernels/cpu/lanes.h"
 #include "kernels/delta.h"
-
-#if defined(__AVX512F__)
-#include "kernels/cpu/delta_tile_avx512.h"
-#elif defined(__AVX2__)
-#include "kernels/cpu/delta_tile_avx2.h"
-#else
-#include "kernels/cpu/delta_tile_c.h"
-#endif
-
-enum { Q_PAD = 16 }; /* q read, never used, past a block's end */
 
 /* x * col of lanes i .., with zeros past n. */
 INLINE struct lanes delta_input(const float *x, const float *col, int32_t i, int32_t n) {
@@ -93,22 +79,14 @@ INLINE void delta_fetch(const uint32_t *tile) {
         __builtin_prefetch((const char *)tile + i, 0, 3);
 }
 
+#include "kernels/cpu/delta_table.h"
+#if defined(__AMX_INT8__)
+#include "kernels/cpu/delta_amx.h"
+#else
 static void delta_block(const struct delta_args *a, struct scratch *s) {
-    for (int32_t t = 0; t < a->n_tiles; t++)
-        delta_words(a->bits + (size_t)t * a->tile_stride, s->bits + t * 128);
-    for (int32_t c = 0; c < a->n_x; c++) {
-        int16_t q[TILE_COLS + Q_PAD];
-        float scale = delta_quantise(a->x[c] + a->k0, a->col ? a->col + a->k0 : NULL, a->n_k, q);
-        float *acc = a->acc + (size_t)c * (size_t)a->n_tiles * TILE_ROWS;
-        memset(q + TILE_COLS, 0, Q_PAD * sizeof *q);
-        delta_tables(q, s->table);
-        for (int32_t t = 0; t < a->n_tiles; t++) {
-            if (c == 0 && a->next)
-                delta_fetch(a->next + (size_t)t * a->tile_stride);
-            delta_tile(s->bits + t * 128, s->table, scale, acc + t * TILE_ROWS);
-        }
-    }
+    delta_block_table(a, s);
 }
+#endif
 
 static void add_scaled(const float *row, const float *acc, int32_t n_x, int32_t ld_acc, int32_t n,
                        float *const *y) {

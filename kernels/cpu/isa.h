@@ -26,6 +26,9 @@ struct scratch {
     float *delta;    /* [DELTA_ROWS, UNIT_ROWS] */
     int32_t *table;  /* [64, 16] partial sums of 4 columns each */
     uint32_t *bits;  /* [UNIT_ROWS / 16, 8, 16] words of a column block, one row a lane */
+    int8_t *bytes;   /* [2, DELTA_ROWS, 256] high and low bytes of x */
+    int8_t *signs;   /* [2, 64, 16, 4] a tile of signs, widened */
+    int32_t *cells;  /* [2, 2, 2, 16, 16] their products */
     const float **x; /* [UNIT_TOKENS] row pointers */
     float **y;       /* [UNIT_TOKENS] */
     float *context;  /* [QUERIES, head_dim rounded up to 16] attention accumulators */
@@ -88,7 +91,7 @@ struct isa {
     double (*weigh)(const float *z, float max, float scale, int32_t n, float *w);
 };
 
-extern const struct isa isa_c, isa_avx2, isa_avx512;
+extern const struct isa isa_c, isa_avx2, isa_avx512, isa_amx;
 
 /* KV page of one layer and kv head, in floats: keys transposed [E, P], then values [P, E']
  * with E' = E rounded up to 16. */

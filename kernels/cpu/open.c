@@ -27,6 +27,9 @@ static void carve_scratch(struct scratch *s, char *base, size_t *at, const struc
     s->delta = carve(base, at, (size_t)DELTA_ROWS * UNIT_ROWS, sizeof(float));
     s->table = carve(base, at, (size_t)DELTA_TABLE, sizeof(int32_t));
     s->bits = carve(base, at, (size_t)UNIT_ROWS / TILE_ROWS * 128 + 16, sizeof(uint32_t));
+    s->bytes = carve(base, at, (size_t)2 * DELTA_ROWS * TILE_COLS, 1);
+    s->signs = carve(base, at, (size_t)2 * TILE_ROWS * TILE_COLS, 1);
+    s->cells = carve(base, at, 2048, sizeof(int32_t));
     s->x = carve(base, at, UNIT_TOKENS, sizeof *s->x);
     s->y = carve(base, at, UNIT_TOKENS, sizeof *s->y);
     s->context = carve(base, at, (size_t)QUERIES * (size_t)kv_lanes(m->head_dim), sizeof(float));
@@ -166,6 +169,7 @@ static const struct kernels_ops cpu_ops = {
 static const struct isa *best_isa(void) {
     static const struct isa *const order[] = {
 #if defined(__x86_64__)
+        &isa_amx,
         &isa_avx512,
         &isa_avx2,
 #endif

@@ -241,10 +241,10 @@ double model_vocab_weight(const struct model *m, int32_t tenant, bool head, int3
     return (double)half_to_float(base[id * dim + k]) + delta_weight(&v->delta, id, k, dim);
 }
 
-int32_t model_isas(const struct isa *out[3]) {
+int32_t model_isas(const struct isa *out[M_ISAS]) {
     int32_t n = 0;
-    const struct isa *all[] = {&isa_c, &isa_avx2, &isa_avx512};
-    for (int32_t i = 0; i < 3; i++)
+    const struct isa *all[M_ISAS] = {&isa_c, &isa_avx2, &isa_avx512, &isa_amx};
+    for (int32_t i = 0; i < M_ISAS; i++)
         if (all[i]->runs_here())
             out[n++] = all[i];
     return n;

@@ -10,6 +10,7 @@
 enum {
     M_TENANTS = 7, /* 0: the base; then one tenant of each kind, see model.c */
     M_MAX_PAGES = 64,
+    M_ISAS = 4,
     M_MAX_ROWS = 96,
 };
 
@@ -53,6 +54,6 @@ double model_weight(const struct model *m, int32_t tenant, int32_t layer, enum p
 double model_vocab_weight(const struct model *m, int32_t tenant, bool head, int32_t id, int32_t k);
 
 /* The instruction sets that run here, plain C first. */
-int32_t model_isas(const struct isa *out[3]);
+int32_t model_isas(const struct isa *out[M_ISAS]);
 
 #endif

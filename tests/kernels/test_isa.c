@@ -19,7 +19,7 @@ static struct kernels *open_any(void) {
 }
 
 TEST(kernels_halves_convert_both_ways_in_every_instruction_set) {
-    const struct isa *isa[3];
+    const struct isa *isa[M_ISAS];
     int32_t n = model_isas(isa);
     for (uint32_t h = 0; h < 65536; h++) {
         int32_t exponent = (int32_t)(h >> 10 & 31), mantissa = (int32_t)(h & 1023);
@@ -95,7 +95,7 @@ static void check_matmul(const struct isa *isa, int32_t n, int32_t k, int32_t n_
 }
 
 TEST(kernels_base_product_equals_double_precision_and_its_rows_alone) {
-    const struct isa *isa[3];
+    const struct isa *isa[M_ISAS];
     static const int32_t ns[] = {1, 5, 16, 33, 80}, ks[] = {1, 16, 40, 256, 300, 1030},
                          xs[] = {1, 2, 3, 5, 6, 13, 17, 64};
     int32_t n_isas = model_isas(isa);
@@ -150,7 +150,7 @@ static void delta_input_of(int32_t kind, float *x, unsigned *random) {
 }
 
 TEST(kernels_sign_product_gives_the_same_integers_in_every_instruction_set) {
-    const struct isa *isa[3];
+    const struct isa *isa[M_ISAS];
     int32_t n_isas = model_isas(isa);
     struct kernels *k = open_any();
     static uint32_t bits[D_TILES * 2 * 128];
@@ -197,7 +197,7 @@ TEST(kernels_sign_product_gives_the_same_integers_in_every_instruction_set) {
 }
 
 TEST(kernels_row_operators_reach_the_ends_of_their_range) {
-    const struct isa *isa[3];
+    const struct isa *isa[M_ISAS];
     int32_t n_isas = model_isas(isa);
     for (int32_t s = 0; s < n_isas; s++) {
         float gate[40], up[40], out[41];

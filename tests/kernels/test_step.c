@@ -264,7 +264,7 @@ static void check_model(const struct isa *isa, const int32_t shape[7]) {
 }
 
 static void check_shape(int32_t i) {
-    const struct isa *isa[3];
+    const struct isa *isa[M_ISAS];
     int32_t n = model_isas(isa);
     for (int32_t j = 0; j < n; j++)
         check_model(isa[j], shapes[i]);
