@@ -86,7 +86,7 @@ static void round_trip(enum st_dtype base_dtype, enum st_dtype fine_dtype, const
                                          .vocab = 48,
                                          .change = tune,
                                          .arg = &amount});
-    TOOL_OK("compress --base %s --finetuned %s -o %s %s", base, fine, out, options);
+    TOOL_OK("compress --instant --base %s --finetuned %s -o %s %s", base, fine, out, options);
     TOOL_OK("verify --base %s %s", base, out);
     TOOL_OK("export --base %s --tenant %s -o %s", base, out, merged);
     read_out(&t);
@@ -127,7 +127,7 @@ TEST(tool_keeps_what_equals_the_base_out_of_the_file) {
     places();
     make_model(base, (struct make_model){0});
     make_model(fine, (struct make_model){.change = one_row, .arg = &amount});
-    TOOL_OK("compress --base %s --finetuned %s -o %s", base, fine, out);
+    TOOL_OK("compress --instant --base %s --finetuned %s -o %s", base, fine, out);
     read_out(&t);
     for (int i = 0; i < 2 * N_PARTS; i++)
         CHECK_EQ(t.meta.part_kind[i], KIND_ABSENT);
@@ -152,7 +152,7 @@ TEST(tool_keeps_rows_beyond_the_base_exactly) {
     make_model(base, (struct make_model){0});
     make_model(fine, (struct make_model){.vocab = 51, .change = tune, .arg = &amount});
     for (int dense = 0; dense < 2; dense++) {
-        TOOL_OK("compress --base %s --finetuned %s -o %s %s", base, fine, out,
+        TOOL_OK("compress --instant --base %s --finetuned %s -o %s %s", base, fine, out,
                 dense ? "--embed dense" : "--embed-bits 2");
         read_out(&t);
         CHECK_EQ(t.meta.embed, dense ? KIND_DENSE : KIND_PLANES);
@@ -180,7 +180,7 @@ TEST(tool_follows_tied_embeddings_on_either_side) {
         make_model(base, (struct make_model){.tied = cases[i].base});
         make_model(fine,
                    (struct make_model){.tied = cases[i].fine, .change = tune, .arg = &amount});
-        TOOL_OK("compress --base %s --finetuned %s -o %s", base, fine, out);
+        TOOL_OK("compress --instant --base %s --finetuned %s -o %s", base, fine, out);
         read_out(&t);
         CHECK_EQ(t.meta.head, cases[i].head);
         tenant_file_free(&t);
@@ -197,11 +197,11 @@ TEST(tool_refuses_pairs_that_do_not_belong_together) {
     places();
     make_model(base, (struct make_model){0});
     make_model(fine, (struct make_model){.seed = 77});
-    CHECK_EQ(run_tool("compress --base %s --finetuned %s -o %s", base, fine, out), 65);
+    CHECK_EQ(run_tool("compress --instant --base %s --finetuned %s -o %s", base, fine, out), 65);
     CHECK_HAS(tool_output, "is not a fine-tune of");
     CHECK_HAS(tool_output, "1.4");
     make_model(fine, (struct make_model){.layers = 3});
-    CHECK_EQ(run_tool("compress --base %s --finetuned %s -o %s", base, fine, out), 65);
+    CHECK_EQ(run_tool("compress --instant --base %s --finetuned %s -o %s", base, fine, out), 65);
     CHECK_HAS(tool_output, "num_hidden_layers is 3, but the base has 2");
     CHECK_EQ(access(out, F_OK), -1);
 }
@@ -211,7 +211,7 @@ TEST(tool_verify_names_the_damaged_tensor_and_the_wrong_base) {
     places();
     make_model(base, (struct make_model){0});
     make_model(fine, (struct make_model){.change = tune, .arg = &amount});
-    TOOL_OK("compress --base %s --finetuned %s -o %s", base, fine, out);
+    TOOL_OK("compress --instant --base %s --finetuned %s -o %s", base, fine, out);
     CHECK_EQ(run_tool("verify --base %s %s", fine, out), 1);
     CHECK_HAS(tool_output, "made for another base");
     struct st_file f;
@@ -240,7 +240,7 @@ TEST(tool_prints_json_that_parses) {
     places();
     make_model(base, (struct make_model){0});
     make_model(fine, (struct make_model){.change = tune, .arg = &amount});
-    TOOL_OK("compress --json --base %s --finetuned %s -o %s", base, fine, out);
+    TOOL_OK("compress --instant --json --base %s --finetuned %s -o %s", base, fine, out);
     json_t *j = json_loads(tool_output, 0, NULL);
     const json_t *all = json_object_get(json_object_get(j, "matrices"), "all_linears");
     /* One sign of a Gaussian leaves sqrt(1 - 2/pi) = 0.603 of it. */
@@ -354,14 +354,16 @@ TEST(tool_refuses_adapters_that_are_more_than_pairs) {
 TEST(tool_keeps_added_tokens_template_and_rope_of_real_tenants) {
     struct tenant_file t;
     places();
-    TOOL_OK("compress --base %s --finetuned %s -o %s", test_model("base"), test_model("chat"), out);
+    TOOL_OK("compress --instant --base %s --finetuned %s -o %s", test_model("base"),
+            test_model("chat"), out);
     read_out(&t);
     CHECK_EQ(t.meta.config.shape.vocab, 4098);
     CHECK_HAS(t.meta.tokenizer_json, "<|im_end|>");
     CHECK_HAS(t.meta.tokenizer_json, "chat_template");
     CHECK_EQ(t.embed.row_id[t.embed.n_rows - 1], 4097);
     tenant_file_free(&t);
-    TOOL_OK("compress --base %s --finetuned %s -o %s", test_model("base"), test_model("long"), out);
+    TOOL_OK("compress --instant --base %s --finetuned %s -o %s", test_model("base"),
+            test_model("long"), out);
     read_out(&t);
     CHECK_EQ(t.meta.config.rope.kind, ROPE_LINEAR);
     CHECK_EQ(t.meta.config.context, 1024);
