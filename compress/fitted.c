@@ -17,8 +17,10 @@ enum {
 /* Of the rows, those that the fine-tune did not write: the base's own text, or the given one. They
  * keep the tenant like its fine-tune also off the fine-tune's beaten track. */
 static const float other_share = 0.25f;
+/* Bits per weight for low-rank pairs in the linears, beside the signs and scales. */
+static const double pair_bits = 0.04;
 /* Each sampled token is seen this often: sampling costs about as much as two steps of learning. */
-static const double passes = 1.5;
+static const double passes = 1.25;
 
 /* Rates by trial on the demo's fine-tunes (docs/quality.md). The published method learns its scales
  * themselves at 1e-4 from the logits' squared error. */
@@ -196,6 +198,7 @@ err_t fitted_write(const struct job_base *base, const struct checkpoint *fine,
     struct student_plan plan = {.planes = o->planes,
                                 .vocab_planes = o->vocab_planes,
                                 .vocab_rank = o->published ? 0 : 8,
+                                .pair_bits = o->published ? 0 : pair_bits,
                                 .scalar = o->published,
                                 .dense_vocab = o->dense_vocab || o->published};
     err_t e = check_memory(fine, why);

@@ -1,5 +1,5 @@
-/* Decoding with a key and value cache: a wave of sequences advances one id a step, all at the same
- * position, and those that ended leave the wave. */
+/* Decoding with a key and value cache: up to WAVE sequences advance one id a step; one that ends
+ * gives its row and its cache to the next that waits, so the product always has rows enough. */
 #include <math.h>
 #include <stdlib.h>
 #include <string.h>
@@ -13,9 +13,10 @@ enum { WAVE = 192, MAX_CACHE_FLOATS = 1 << 28 };
 struct wave {
     const struct llama *m;
     const struct gemm *g;
-    int32_t cap_length, cap_seqs, n_rows, position;
-    int32_t seq[WAVE];                                      /* row -> sequence of this wave */
-    float *cache_k, *cache_v;                               /* [L, cap_seqs, cap_length, K * E] */
+    int32_t cap_length, cap_seqs, n_rows;
+    int32_t slot[WAVE], position[WAVE]; /* of each row: its place in the cache, its next position */
+    int32_t number[WAVE];               /* of each row: its prompt */
+    float *cache_k, *cache_v;           /* [L, cap_seqs, cap_length, K * E] */
     float *h, *x, *inv, *q, *k, *v, *ctx, *gate, *up, *act; /* [WAVE, .] */
     float *logits;                                          /* [WAVE, V] */
     float *score;                                           /* [WAVE * K, cap_length] */
@@ -62,11 +63,11 @@ static void attend_task(void *arg, int32_t task, int32_t thread) {
     const struct wave *w = arg;
     const struct model_shape *s = &w->m->config.shape;
     int32_t row = task / s->n_kv_heads, kv = task % s->n_kv_heads, head = s->head_dim;
-    int32_t group = s->n_heads / s->n_kv_heads, n = w->position + 1, from = 0;
+    int32_t group = s->n_heads / s->n_kv_heads, n = w->position[row] + 1, from = 0;
     if (s->sliding_window > 0 && n > s->sliding_window)
         from = n - s->sliding_window;
     size_t ld = (size_t)(s->n_kv_heads * head);
-    size_t cache = ((size_t)w->layer * (size_t)w->cap_seqs + (size_t)w->seq[row]) *
+    size_t cache = ((size_t)w->layer * (size_t)w->cap_seqs + (size_t)w->slot[row]) *
                        (size_t)w->cap_length * ld +
                    (size_t)(kv * head);
     const float *k = w->cache_k + cache, *v = w->cache_v + cache;
@@ -96,13 +97,15 @@ static void attend_task(void *arg, int32_t task, int32_t thread) {
 
 static void rotate(const struct wave *w, int32_t heads, float *x) {
     int32_t head = w->m->config.shape.head_dim, half = head / 2;
-    const float *turn = w->m->rope + (size_t)w->position * (size_t)head;
-    for (int32_t h = 0; h < w->n_rows * heads; h++, x += head)
-        for (int32_t i = 0; i < half; i++) {
-            float c = turn[2 * i], s = turn[2 * i + 1], lo = x[i], hi = x[i + half];
-            x[i] = lo * c - hi * s;
-            x[i + half] = hi * c + lo * s;
-        }
+    for (int32_t r = 0; r < w->n_rows; r++) {
+        const float *turn = w->m->rope + (size_t)w->position[r] * (size_t)head;
+        for (int32_t h = 0; h < heads; h++, x += head)
+            for (int32_t i = 0; i < half; i++) {
+                float c = turn[2 * i], s = turn[2 * i + 1], lo = x[i], hi = x[i + half];
+                x[i] = lo * c - hi * s;
+                x[i + half] = hi * c + lo * s;
+            }
+    }
 }
 
 static void product(const struct wave *w, int32_t i_matrix, const float *x, float *y, bool add) {
@@ -111,7 +114,7 @@ static void product(const struct wave *w, int32_t i_matrix, const float *x, floa
          y, (size_t)a->n, add);
 }
 
-/* One id per row of the wave, at w->position; leaves the logits [n_rows, V]. */
+/* One id per row, at the row's position; leaves the logits [n_rows, V]. */
 static void wave_step(struct wave *w, const int32_t *id) {
     const struct llama *m = w->m;
     const struct model_shape *s = &m->config.shape;
@@ -129,8 +132,8 @@ static void wave_step(struct wave *w, const int32_t *id) {
         rotate(w, s->n_kv_heads, w->k);
         for (int32_t r = 0; r < w->n_rows; r++) {
             size_t at =
-                (((size_t)l * (size_t)w->cap_seqs + (size_t)w->seq[r]) * (size_t)w->cap_length +
-                 (size_t)w->position) *
+                (((size_t)l * (size_t)w->cap_seqs + (size_t)w->slot[r]) * (size_t)w->cap_length +
+                 (size_t)w->position[r]) *
                 nk;
             memcpy(w->cache_k + at, w->k + (size_t)r * nk, nk * sizeof(float));
             memcpy(w->cache_v + at, w->v + (size_t)r * nk, nk * sizeof(float));
@@ -188,60 +191,78 @@ static bool stops(const struct sample_options *o, int32_t id) {
     return false;
 }
 
-/* Sequences [first, first + n) of the prompts; text [WAVE, cap_length] holds what they become. */
-static void run_wave(struct wave *w, const struct corpus *prompts, const int32_t *max_length,
-                     const struct sample_options *o, int32_t first, int32_t n, int32_t *text,
-                     int32_t *length) {
-    int32_t id[WAVE], cap = w->cap_length, vocab = w->m->config.shape.vocab;
-    w->n_rows = n;
-    for (int32_t i = 0; i < n; i++) {
-        w->seq[i] = i;
-        text[(size_t)i * (size_t)cap] = prompts->id[prompts->start[first + i]];
-        length[i] = 1;
+struct text {
+    int32_t *id, n; /* owned */
+};
+
+/* Gives a row to the next prompts while there are any and room for them. */
+static err_t fill(struct wave *w, const struct corpus *prompts, const int32_t *max_length,
+                  int32_t *next, bool *taken, struct text *text) {
+    for (int32_t slot = 0; slot < w->cap_seqs && *next < prompts->n_seqs; slot++) {
+        if (taken[slot])
+            continue;
+        int32_t number = (*next)++, r = w->n_rows++;
+        size_t cap = (size_t)(max_length[number] > 1 ? max_length[number] : 1);
+        if (!(text[number].id = malloc(cap * sizeof(int32_t))))
+            return E_NOMEM;
+        text[number].id[0] = prompts->id[prompts->start[number]];
+        text[number].n = 1;
+        w->slot[r] = slot, w->position[r] = 0, w->number[r] = number;
+        taken[slot] = true;
     }
-    for (w->position = 0; w->n_rows; w->position++) {
-        for (int32_t r = 0; r < w->n_rows; r++)
-            id[r] = text[(size_t)w->seq[r] * (size_t)cap + (size_t)w->position];
-        wave_step(w, id);
-        int32_t kept = 0;
-        for (int32_t r = 0; r < w->n_rows; r++) {
-            int32_t q = w->seq[r], number = first + q, at = w->position + 1;
-            bool forced = at < corpus_length(prompts, number);
-            if (at >= max_length[number])
-                continue;
-            int32_t next =
-                forced ? prompts->id[prompts->start[number] + (size_t)at]
-                       : choose(w->logits + (size_t)r * (size_t)vocab, vocab, o->temperature,
-                                uniform(o->seed, (uint64_t)number, (uint64_t)at));
-            text[(size_t)q * (size_t)cap + (size_t)at] = next;
-            length[q] = at + 1;
-            if (forced || !stops(o, next))
-                w->seq[kept++] = q;
-        }
-        w->n_rows = kept;
-    }
+    return E_OK;
+}
+
+/* The id that follows a row's last, put behind its text; false when the text has ended. */
+static bool extend(struct wave *w, int32_t r, const struct corpus *prompts,
+                   const int32_t *max_length, const struct sample_options *o, struct text *text) {
+    int32_t number = w->number[r], at = ++w->position[r], vocab = w->m->config.shape.vocab;
+    bool forced = at < corpus_length(prompts, number);
+    if (at >= max_length[number])
+        return false;
+    int32_t id = forced ? prompts->id[prompts->start[number] + (size_t)at]
+                        : choose(w->logits + (size_t)r * (size_t)vocab, vocab, o->temperature,
+                                 uniform(o->seed, (uint64_t)number, (uint64_t)at));
+    text->id[text->n++] = id;
+    return forced || !stops(o, id);
 }
 
 err_t sample_continue(const struct llama *m, const struct gemm *g, const struct corpus *prompts,
                       const int32_t *max_length, const struct sample_options *o,
                       struct corpus *out) {
-    int32_t cap = 1;
+    int32_t cap = 1, next = 0, id[WAVE];
+    bool taken[WAVE] = {false};
     for (int32_t i = 0; i < prompts->n_seqs; i++)
         cap = max_length[i] > cap ? max_length[i] : cap;
-    struct wave w;
-    int32_t length[WAVE], *text = malloc(WAVE * (size_t)cap * sizeof *text);
+    struct wave w = {0};
+    struct text *text = calloc((size_t)prompts->n_seqs + 1, sizeof *text);
     err_t e = text ? wave_open(&w, m, g, cap) : E_NOMEM;
-    for (int32_t first = 0; !e && first < prompts->n_seqs; first += w.cap_seqs) {
-        int32_t n = prompts->n_seqs - first < w.cap_seqs ? prompts->n_seqs - first : w.cap_seqs;
-        run_wave(&w, prompts, max_length, o, first, n, text, length);
-        for (int32_t i = 0; !e && i < n; i++)
-            e = corpus_add(out, text + (size_t)i * (size_t)cap, length[i]);
-        if (o->progress)
-            o->progress(o->arg, first + n, prompts->n_seqs);
+    e = e ? e : fill(&w, prompts, max_length, &next, taken, text);
+    while (!e && w.n_rows) {
+        for (int32_t r = 0; r < w.n_rows; r++)
+            id[r] = text[w.number[r]].id[w.position[r]];
+        wave_step(&w, id);
+        int32_t kept = 0;
+        for (int32_t r = 0; r < w.n_rows; r++) {
+            if (!extend(&w, r, prompts, max_length, o, &text[w.number[r]])) {
+                taken[w.slot[r]] = false;
+                continue;
+            }
+            w.slot[kept] = w.slot[r], w.position[kept] = w.position[r];
+            w.number[kept++] = w.number[r];
+        }
+        bool ended = kept < w.n_rows;
+        w.n_rows = kept;
+        e = fill(&w, prompts, max_length, &next, taken, text);
+        if (ended && o->progress)
+            o->progress(o->arg, next - w.n_rows, prompts->n_seqs);
     }
-    if (text)
-        free(w.block);
+    for (int32_t i = 0; text && i < prompts->n_seqs; i++) {
+        e = e ? e : corpus_add(out, text[i].id, text[i].n);
+        free(text[i].id);
+    }
     free(text);
+    free(w.block);
     return e;
 }
 

@@ -9,7 +9,7 @@
 #include "compress/low_rank.h"
 #include "compress/student_block.h"
 
-enum { SCALE_ROUNDS = 8, SPLIT_ROUNDS = 2 };
+enum { SCALE_ROUNDS = 8, SPLIT_ROUNDS = 2, MAX_LINEAR_RANK = 8 };
 /* A low-rank pair stays in a vocabulary matrix if it holds this share of the difference's energy.
  */
 static const double rank_worth = 0.25;
@@ -125,10 +125,60 @@ static void add_pair(const struct gemm *g, const struct student_matrix *x, float
         x->b.x[i] *= sign;
 }
 
+/* Where in the linears low-rank pairs gain most: takes, as long as the budget lasts, the largest
+ * remaining singular value of any difference, squared, relative to its matrix's size and to the
+ * bits its vectors cost. s->rank: how many each matrix gets. */
+static err_t share_out_pairs(struct student *s, const struct gemm *g, double bits_per_weight) {
+    int32_t n_linears = llama_embed(s->base);
+    size_t widest = 0;
+    double weights = 0;
+    for (int32_t i = 0; i < n_linears; i++) {
+        size_t n = (size_t)s->base->matrix[i].n, k = (size_t)s->base->matrix[i].k;
+        widest = n + k > widest ? n + k : widest;
+        weights += (double)n * (double)k;
+    }
+    float *pair = malloc(MAX_LINEAR_RANK * widest * sizeof *pair);
+    double(*gain)[MAX_LINEAR_RANK + 1] = calloc((size_t)n_linears, sizeof *gain);
+    err_t e = pair && gain ? 0 : E_NOMEM;
+    for (int32_t i = 0; !e && i < n_linears; i++) {
+        const struct llama_matrix *b = &s->base->matrix[i], *t = &s->teacher->matrix[i];
+        int32_t least = b->n < b->k ? b->n : b->k,
+                rank = least < MAX_LINEAR_RANK ? least : MAX_LINEAR_RANK;
+        double size = 0, share, cost = 16.0 * (b->n + b->k);
+        for (size_t l = 0; l < (size_t)b->n * (size_t)b->k; l++) {
+            s->scratch[l] = t->w[l] - b->w[l];
+            size += (double)b->w[l] * (double)b->w[l];
+        }
+        float *a = pair + (size_t)b->n * (size_t)rank;
+        e = low_rank(g, b->n, b->k, rank, s->scratch, pair, a, &share);
+        for (int32_t r = 0; !e && r < rank && size > 0; r++) {
+            double root = 0; /* the pair is balanced: a row of a has the singular value's length */
+            for (int32_t l = 0; l < b->k; l++)
+                root += (double)a[r * b->k + l] * (double)a[r * b->k + l];
+            gain[i][r] = root * root / size / cost;
+        }
+    }
+    double left = bits_per_weight * weights;
+    for (int32_t best = 0; !e && best >= 0;) {
+        best = -1;
+        for (int32_t i = 0; i < n_linears; i++)
+            if (16.0 * (s->base->matrix[i].n + s->base->matrix[i].k) <= left &&
+                gain[i][s->rank[i]] > (best < 0 ? 0 : gain[best][s->rank[best]]))
+                best = i;
+        if (best >= 0) {
+            s->rank[best]++;
+            left -= 16.0 * (s->base->matrix[best].n + s->base->matrix[best].k);
+        }
+    }
+    free(pair);
+    free(gain);
+    return e;
+}
+
 /* The low-rank pair and the first plane take turns, since each is to fit what the other leaves.
  * d [N, K] is the whole difference, and what all leave in the end. */
 static err_t fit_matrix(const struct gemm *g, struct student_matrix *x, float *d, int32_t planes,
-                        int32_t rank, bool scalar) {
+                        int32_t rank, double worth, bool scalar) {
     err_t e = 0;
     int32_t least = x->n < x->k ? x->n : x->k;
     x->rank = rank < least ? rank : least;
@@ -140,7 +190,7 @@ static err_t fit_matrix(const struct gemm *g, struct student_matrix *x, float *d
         e = e ? e : low_rank(g, x->n, x->k, x->rank, d, x->b.x, x->a.x, &share);
         if (e)
             return e;
-        if (share < rank_worth) {
+        if (share < worth) {
             param_free(&x->a), param_free(&x->b);
             x->rank = 0;
         } else {
@@ -210,7 +260,7 @@ static err_t open_matrix(struct student *s, const struct gemm *g, int32_t i,
         for (size_t l = 0; l < (size_t)x->n * (size_t)x->k; l++)
             s->scratch[l] = a[l] - b[l];
         e = fit_matrix(g, x, s->scratch, vocab ? plan->vocab_planes : plan->planes,
-                       vocab ? plan->vocab_rank : 0, plan->scalar);
+                       vocab ? plan->vocab_rank : s->rank[i], vocab ? rank_worth : 0, plan->scalar);
     }
     if (!e)
         student_set_weights(s, g, i);
@@ -236,16 +286,19 @@ err_t student_open(struct student *s, const struct gemm *g, const struct llama *
     }
     if (!e) {
         s->matrix = calloc((size_t)base->n_matrices, sizeof *s->matrix);
+        s->rank = calloc((size_t)base->n_matrices, sizeof *s->rank);
         s->scratch = malloc(largest * sizeof(float));
         s->part = malloc((tallest / BLOCK_ROWS + 1) * widest * sizeof(float));
         size_t n_norm =
             (size_t)(2 * base->config.shape.n_layers + 1) * (size_t)base->config.shape.dim;
-        e = s->matrix && s->scratch && s->part ? param_open(&s->norm, n_norm) : E_NOMEM;
+        e = s->matrix && s->rank && s->scratch && s->part ? param_open(&s->norm, n_norm) : E_NOMEM;
         if (!e) {
             memcpy(s->norm.x, teacher->norm, n_norm * sizeof(float));
             memcpy(s->model.norm, teacher->norm, n_norm * sizeof(float));
         }
     }
+    if (!e && plan->pair_bits > 0)
+        e = share_out_pairs(s, g, plan->pair_bits);
     for (int32_t i = 0; !e && i < base->n_matrices; i++)
         e = open_matrix(s, g, i, plan);
     return e ? why_set(why, e, "There is not enough memory for fitting a tenant of this base.") : 0;
@@ -260,7 +313,7 @@ void student_free(struct student *s) {
         param_free(&x->a), param_free(&x->b);
         free(x->row_id);
     }
-    free(s->matrix), free(s->scratch), free(s->part);
+    free(s->matrix), free(s->rank), free(s->scratch), free(s->part);
     param_free(&s->norm);
     llama_free(&s->model);
     *s = (struct student){0};

@@ -40,6 +40,7 @@ struct student {
     struct student_matrix *matrix;      /* [model.n_matrices] owned */
     struct param norm;                  /* [2L + 1, D] */
     float *scratch;                     /* floats of the largest matrix; owned */
+    int32_t *rank;                      /* [n_matrices] of the linears' pairs; owned */
     float *part;                        /* [blocks of the tallest matrix, widest K]; owned */
 };
 
@@ -47,6 +48,7 @@ struct student {
 struct student_plan {
     int32_t planes;                   /* of the linears, 1 .. MAX_PLANES */
     int32_t vocab_planes, vocab_rank; /* of embedding and lm_head */
+    double pair_bits; /* for low-rank pairs in the linears: bits per weight, over all of them */
     bool scalar;      /* one scale for a whole matrix, its mean difference; no column scales */
     bool dense_vocab; /* embedding and lm_head whole, as the published method keeps them */
 };

@@ -107,7 +107,7 @@ TEST(student_gradients_of_scales_and_pairs_match_finite_differences) {
     struct duo d;
     struct student s;
     struct why why = {""};
-    struct student_plan plan = {.planes = 2, .vocab_planes = 1, .vocab_rank = 2};
+    struct student_plan plan = {.planes = 2, .vocab_planes = 1, .vocab_rank = 2, .pair_bits = 0.5};
     open_duo(&d, false);
     CHECK_OK(student_open(&s, &d.g, &d.base, &d.fine, &plan, &why), why);
     struct corpus text = {0};
@@ -231,7 +231,8 @@ static void check_file(bool tied, int32_t planes) {
     TOOL_OK("compress --base %s --finetuned %s -o %s --steps 0 --bits %d", d.base_dir, d.fine_dir,
             path, planes);
     struct student s;
-    struct student_plan plan = {.planes = planes, .vocab_planes = planes, .vocab_rank = 8};
+    struct student_plan plan = {
+        .planes = planes, .vocab_planes = planes, .vocab_rank = 8, .pair_bits = 0.04};
     CHECK_OK(student_open(&s, &d.g, &d.base, &d.fine, &plan, &why), why);
     student_round(&s, &d.g);
     struct tenant_file t;
