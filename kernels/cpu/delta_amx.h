@@ -100,28 +100,36 @@ static void amx_add(const int32_t *cells, float s, float *acc) {
         acc, _mm512_fmadd_ps(_mm512_cvtepi32_ps(sum), _mm512_set1_ps(s), _mm512_loadu_ps(acc)));
 }
 
-static void delta_block_amx(const struct delta_args *a, struct scratch *s) {
-    float scale[DELTA_ROWS];
-    int8_t *high = s->bytes, *low = s->bytes + DELTA_ROWS * TILE_COLS;
-    for (int32_t c = 0; c < a->n_x; c++) {
-        int16_t q[TILE_COLS];
-        scale[c] = delta_quantise(a->x[c] + a->k0, a->col ? a->col + a->k0 : NULL, a->n_k, q);
-        amx_halves(q, high + c * TILE_COLS, low + c * TILE_COLS);
-    }
-    amx_configure(a->n_x);
+/* One plane; the bytes of x stand ready. */
+static void amx_plane(const struct delta_args *a, int32_t p, const float *scale,
+                      struct scratch *s) {
+    const int8_t *high = s->bytes, *low = s->bytes + DELTA_ROWS * TILE_COLS;
     for (int32_t t = 0; t < a->n_tiles; t++) {
         /* Two of each in turn, so that a tile's additions overlap the next one's product. */
         int8_t *signs = s->signs + t % 2 * TILE_ROWS * TILE_COLS;
         int32_t *cells = s->cells + t % 2 * 1024;
-        delta_words(a->bits + (size_t)t * a->tile_stride, s->bits);
-        if (a->next)
-            delta_fetch(a->next + (size_t)t * a->tile_stride);
+        float *acc = a->acc + (p * a->n_x * a->n_tiles + t) * TILE_ROWS;
+        delta_words(a->bits[p] + (size_t)t * a->tile_stride, s->bits);
+        if (a->next[p])
+            delta_fetch(a->next[p] + (size_t)t * a->tile_stride);
         amx_signs(s->bits, signs);
         amx_multiply(signs, high, low, a->n_x > AMX_ROWS, cells);
-        for (int32_t c = 0; c < a->n_x; c++)
-            amx_add(cells + c / AMX_ROWS * 512 + c % AMX_ROWS * 16, scale[c],
-                    a->acc + ((size_t)c * (size_t)a->n_tiles + (size_t)t) * TILE_ROWS);
+        for (int32_t c = 0; c < a->n_x; c++, acc += a->n_tiles * TILE_ROWS)
+            amx_add(cells + c / AMX_ROWS * 512 + c % AMX_ROWS * 16, scale[c], acc);
     }
+}
+
+static void delta_block_amx(const struct delta_args *a, struct scratch *s) {
+    float scale[DELTA_ROWS];
+    for (int32_t c = 0; c < a->n_x; c++) {
+        int16_t q[TILE_COLS];
+        int8_t *high = s->bytes + c * TILE_COLS;
+        scale[c] = delta_quantise(a->x[c] + a->k0, a->col ? a->col + a->k0 : NULL, a->n_k, q);
+        amx_halves(q, high, high + DELTA_ROWS * TILE_COLS);
+    }
+    amx_configure(a->n_x);
+    for (int32_t p = 0; p < a->n_planes; p++)
+        amx_plane(a, p, scale, s);
     _tile_release();
 }
 

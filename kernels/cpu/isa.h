@@ -17,15 +17,17 @@ enum {
     UNIT_ROWS = 256,       /* most output rows of one work unit */
     UNIT_TOKENS = 256,     /* most rows of the step that a unit takes at a time */
     DELTA_ROWS = 32,       /* rows of the step that share one read of a tile of signs */
+    DELTA_PLANES = 4,      /* planes that share one look at x */
     DELTA_TABLE = 64 * 16, /* entries of the tables of a column block, at most */
     QUERIES = 16,          /* queries that share one read of a KV page */
 };
 
 /* Scratch of one thread, allocated at open. */
 struct scratch {
-    float *delta;    /* [DELTA_ROWS, UNIT_ROWS] */
+    float *delta;    /* [DELTA_PLANES, DELTA_ROWS, UNIT_ROWS] */
     int32_t *table;  /* [64, 16] partial sums of 4 columns each */
-    uint32_t *bits;  /* [UNIT_ROWS / 16, 8, 16] words of a column block, one row a lane */
+    uint32_t *bits;  /* [DELTA_PLANES, UNIT_ROWS / 16, 8, 16] words of a column block, a row per
+                        lane, and 64 bytes */
     int8_t *bytes;   /* [2, DELTA_ROWS, 256] high and low bytes of x */
     int8_t *signs;   /* [2, 64, 16, 4] a tile of signs, widened */
     int32_t *cells;  /* [2, 2, 2, 16, 16] their products */
@@ -44,16 +46,17 @@ struct matmul_args {
     bool add;
 };
 
-/* One block of 256 columns of a sign plane for n_x rows of x (delta.h):
- * acc[c][r] += s * I for the 16 n_tiles output rows. */
+/* One block of 256 columns for n_x rows of x and the planes of a tenant that share their column
+ * scales (delta.h): acc[p][c][r] += s * I for the 16 n_tiles output rows. */
 struct delta_args {
-    const uint32_t *bits; /* first tile; tiles of the next 16 rows are tile_stride words on */
+    const uint32_t *bits[DELTA_PLANES]; /* first tiles; those of the next 16 rows: tile_stride on */
+    const uint32_t *next[DELTA_PLANES]; /* tiles to fetch meanwhile, laid out alike, or NULL */
     size_t tile_stride;
-    int32_t n_tiles, n_x, k0, n_k; /* the block is columns [k0, k0 + n_k), n_k <= 256 */
-    const uint32_t *next;          /* tiles to fetch meanwhile, laid out like these, or NULL */
-    const float *const *x;         /* [n_x] -> [K] */
-    const float *col;              /* [K] or NULL */
-    float *acc;                    /* [n_x, 16 n_tiles] */
+    int32_t n_planes, n_tiles, n_x;
+    int32_t k0, n_k;       /* the block is columns [k0, k0 + n_k), n_k <= 256 */
+    const float *const *x; /* [n_x] -> [K] */
+    const float *col;      /* [K] or NULL */
+    float *acc;            /* [n_planes, n_x, 16 n_tiles] */
 };
 
 /* Attention of n_q queries that share a kv head, over pages that hold positions from

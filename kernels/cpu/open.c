@@ -24,9 +24,10 @@ static void *carve(char *base, size_t *at, size_t count, size_t size) {
 }
 
 static void carve_scratch(struct scratch *s, char *base, size_t *at, const struct model_shape *m) {
-    s->delta = carve(base, at, (size_t)DELTA_ROWS * UNIT_ROWS, sizeof(float));
+    s->delta = carve(base, at, (size_t)DELTA_PLANES * DELTA_ROWS * UNIT_ROWS, sizeof(float));
     s->table = carve(base, at, (size_t)DELTA_TABLE, sizeof(int32_t));
-    s->bits = carve(base, at, (size_t)UNIT_ROWS / TILE_ROWS * 128 + 16, sizeof(uint32_t));
+    s->bits =
+        carve(base, at, (size_t)DELTA_PLANES * UNIT_ROWS / TILE_ROWS * 128 + 16, sizeof(uint32_t));
     s->bytes = carve(base, at, (size_t)2 * DELTA_ROWS * TILE_COLS, 1);
     s->signs = carve(base, at, (size_t)2 * TILE_ROWS * TILE_COLS, 1);
     s->cells = carve(base, at, 2048, sizeof(int32_t));

@@ -82,50 +82,76 @@ static const uint32_t *unit_bits(const struct unit *u, const struct plane *plane
            (size_t)(u->n0 / TILE_ROWS) * (size_t)tiles_of(u->p->k, TILE_COLS) * (TILE_BYTES / 4);
 }
 
-/* The bits that come after plane `plane` of share `share` (-1: the first of all), or NULL. */
-static const uint32_t *next_bits(const struct unit *u, int32_t share, int32_t plane) {
-    for (; share < u->p->n_shares; share++, plane = -1) {
-        const struct share *s = &u->part->share[share];
-        bool here = s->first < u->t1 && s->first + s->n > u->t0 && share_rows(u, s) > 0;
-        if (here && s->delta && !s->delta->dense && plane + 1 < s->delta->n_planes)
-            return unit_bits(u, &s->delta->plane[plane + 1]);
-    }
-    return NULL;
+/* How many planes from `i` on see the same x: those without column scales, up to DELTA_PLANES. */
+static int32_t planes_together(const struct delta *d, int32_t i) {
+    int32_t n = 1;
+    while (!d->plane[i].col && n < DELTA_PLANES && i + n < d->n_planes && !d->plane[i + n].col)
+        n++;
+    return n;
 }
 
-/* Adds one plane to rows x[0..n_x) of a share; fetches the bits at `next` towards its end. */
-static void unit_plane(const struct cpu *c, const struct unit *u, const struct plane *plane,
-                       const uint32_t *next, int32_t n_out, int32_t n_x, struct scratch *sc) {
-    int32_t k = u->p->k, n_tiles = tiles_of(n_out, TILE_ROWS);
-    size_t stride = (size_t)tiles_of(k, TILE_COLS) * (TILE_BYTES / 4);
+/* First tiles of the planes from `plane` of share `share` on that go together, or of the first ones
+ * that follow; returns their number, 0 at the end. */
+static int32_t list_bits(const struct unit *u, int32_t share, int32_t plane,
+                         const uint32_t *bits[DELTA_PLANES]) {
+    for (; share < u->p->n_shares; share++, plane = 0) {
+        const struct share *s = &u->part->share[share];
+        bool here = s->first < u->t1 && s->first + s->n > u->t0 && share_rows(u, s) > 0;
+        if (!here || !s->delta || s->delta->dense || plane >= s->delta->n_planes)
+            continue;
+        int32_t n = planes_together(s->delta, plane);
+        for (int32_t i = 0; i < n; i++)
+            bits[i] = unit_bits(u, &s->delta->plane[plane + i]);
+        return n;
+    }
+    return 0;
+}
+
+/* Adds planes [i, i + n) of a share to its rows x[0..n_x), and fetches what comes after them. */
+static void unit_planes(const struct cpu *c, const struct unit *u, int32_t share, int32_t i,
+                        int32_t n, int32_t n_x, struct scratch *sc) {
+    const struct share *s = &u->part->share[share];
+    const uint32_t *bits[DELTA_PLANES], *after[DELTA_PLANES] = {NULL};
+    int32_t k = u->p->k, n_out = share_rows(u, s), n_tiles = tiles_of(n_out, TILE_ROWS);
+    list_bits(u, share, i, bits);
+    list_bits(u, share, i + n, after);
     for (int32_t c0 = 0; c0 < n_x; c0 += DELTA_ROWS) {
-        struct delta_args a = {.tile_stride = stride,
+        struct delta_args a = {.tile_stride = (size_t)tiles_of(k, TILE_COLS) * (TILE_BYTES / 4),
+                               .n_planes = n,
                                .n_tiles = n_tiles,
                                .n_x = min32(n_x - c0, DELTA_ROWS),
                                .x = sc->x + c0,
-                               .col = plane->col,
+                               .col = s->delta->plane[i].col,
                                .acc = sc->delta};
-        for (int32_t i = 0; i < a.n_x * n_tiles * TILE_ROWS; i++)
-            sc->delta[i] = 0;
+        int32_t n_acc = a.n_x * n_tiles * TILE_ROWS;
+        for (int32_t j = 0; j < n * n_acc; j++)
+            sc->delta[j] = 0;
         for (a.k0 = 0; a.k0 < k; a.k0 += TILE_COLS) {
             a.n_k = min32(k - a.k0, TILE_COLS);
-            a.bits = unit_bits(u, plane) + (size_t)(a.k0 / TILE_COLS) * (TILE_BYTES / 4);
-            a.next = a.k0 + TILE_COLS < k ? a.bits + TILE_BYTES / 4 : next;
+            for (int32_t p = 0; p < n; p++)
+                a.bits[p] = bits[p] + (size_t)(a.k0 / TILE_COLS) * (TILE_BYTES / 4);
+            for (int32_t p = 0; p < DELTA_PLANES; p++)
+                a.next[p] = a.k0 + TILE_COLS >= k ? after[p]
+                            : p < n               ? a.bits[p] + TILE_BYTES / 4
+                                                  : NULL;
             c->isa->delta_block(&a, sc);
         }
-        c->isa->add_scaled(plane->row + u->n0, sc->delta, a.n_x, n_tiles * TILE_ROWS, n_out,
-                           sc->y + c0);
+        for (int32_t p = 0; p < n; p++)
+            c->isa->add_scaled(s->delta->plane[i + p].row + u->n0, sc->delta + p * n_acc, a.n_x,
+                               n_tiles * TILE_ROWS, n_out, sc->y + c0);
     }
 }
 
-/* Asks for the first tiles of the first plane before the base product, which takes long enough for
+/* Asks for the first tiles of the first planes before the base product, which takes long enough for
  * them to arrive. Fetching goes on from there tile by tile. */
 static void unit_fetch(const struct unit *u) {
     size_t stride = (size_t)tiles_of(u->p->k, TILE_COLS) * (TILE_BYTES / 4);
-    const uint32_t *tile = next_bits(u, 0, -1);
-    for (int32_t n = 0; tile && n < u->n; n += TILE_ROWS, tile += stride)
-        for (int32_t i = 0; i < TILE_BYTES; i += 64)
-            __builtin_prefetch((const char *)tile + i, 0, 2);
+    const uint32_t *bits[DELTA_PLANES];
+    int32_t n = list_bits(u, 0, 0, bits);
+    for (int32_t p = 0; p < n; p++)
+        for (int32_t t = 0; t * TILE_ROWS < u->n; t++)
+            for (int32_t i = 0; i < TILE_BYTES; i += 64)
+                __builtin_prefetch((const char *)(bits[p] + (size_t)t * stride) + i, 0, 2);
 }
 
 static void unit_delta(const struct cpu *c, const struct unit *u, int32_t share,
@@ -135,8 +161,10 @@ static void unit_delta(const struct cpu *c, const struct unit *u, int32_t share,
     const struct delta *d = s->delta;
     if (!d || d->dense || n_x == 0 || n_out == 0)
         return;
-    for (int32_t i = 0; i < d->n_planes; i++)
-        unit_plane(c, u, &d->plane[i], next_bits(u, share, i), n_out, n_x, sc);
+    for (int32_t i = 0, n; i < d->n_planes; i += n) {
+        n = planes_together(d, i);
+        unit_planes(c, u, share, i, n, n_x, sc);
+    }
     if (d->rank > 0) {
         const float *low = s->u + (size_t)(max32(s->first, u->t0) - s->first) * (size_t)d->rank;
         for (int32_t i = 0; i < n_x; i++)

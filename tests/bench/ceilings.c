@@ -107,7 +107,8 @@ static void table_item(void *arg, int32_t item, int32_t thread) {
     static const uint32_t bits[UNIT_ROWS / TILE_ROWS * TILE_BYTES / 4];
     float x[TILE_COLS] = {1}, acc[UNIT_ROWS] = {0};
     const float *row = x;
-    struct delta_args a = {.bits = bits,
+    struct delta_args a = {.bits = {bits},
+                           .n_planes = 1,
                            .tile_stride = TILE_BYTES / 4,
                            .n_tiles = UNIT_ROWS / TILE_ROWS,
                            .n_x = 1,

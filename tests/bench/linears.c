@@ -177,8 +177,8 @@ static void report(struct bench_model *m, const struct ceilings *c) {
     time_linears(m, 1, 1, 1, m->runs, one_t);
     time_linears(m, 4, 0, 1, m->runs, four);
     time_linears(m, 4, 1, 4, m->runs, four_t);
-    time_linears(m, PREFILL, 0, 1, m->runs / 8 + 1, pre);
-    time_linears(m, PREFILL, 1, 1, m->runs / 8 + 1, pre_t);
+    time_linears(m, PREFILL, 0, 1, m->runs / 8 + 4, pre);
+    time_linears(m, PREFILL, 1, 1, m->runs / 8 + 4, pre_t);
     printf("%s: linears, %d layer%s; %% of the read ceiling %.1f GB/s, of FMA %.0f GFLOP/s\n",
            m->name, m->shape.n_layers, m->shape.n_layers == 1 ? "" : "s", m->ceiling_gbps,
            c->fma_gflops);

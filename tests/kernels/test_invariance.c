@@ -59,7 +59,7 @@ static void poison(struct kernels *k) {
     memset(c->act, 0xff, rows * c->ld_act * 4);
     memset(c->logits, 0xff, (size_t)c->logit_rows * c->ld_logits * 4);
     for (int32_t i = 0; i < pool_threads(c->pool); i++)
-        memset(c->scratch[i].delta, 0xff, (size_t)DELTA_ROWS * UNIT_ROWS * 4);
+        memset(c->scratch[i].delta, 0xff, (size_t)DELTA_PLANES * DELTA_ROWS * UNIT_ROWS * 4);
     memset(c->kv, 0xff, c->kv_bytes);
 }
 

@@ -108,7 +108,8 @@ TEST(kernels_base_product_equals_double_precision_and_its_rows_alone) {
 }
 
 /* kernels/delta.h, once more and slowly. NaN stands for a block that is not finite. */
-static double slow_integer(const struct delta_args *a, const float *x, int32_t row, double *scale) {
+static double slow_integer(const struct delta_args *a, int32_t plane, const float *x, int32_t row,
+                           double *scale) {
     double max = 0, sum = 0, q[256];
     for (int32_t i = 0; i < a->n_k; i++) {
         float v = a->col ? x[a->k0 + i] * a->col[a->k0 + i] : x[a->k0 + i];
@@ -121,14 +122,14 @@ static double slow_integer(const struct delta_args *a, const float *x, int32_t r
     *scale = ldexp(1, e < -100 ? -100 : e);
     for (int32_t i = 0; i < a->n_k; i++) {
         double r = fmin(fmax(rint(q[i] / *scale), -32767), 32767);
-        const uint32_t *tile = a->bits + (size_t)(row / 16) * a->tile_stride;
+        const uint32_t *tile = a->bits[plane] + (size_t)(row / 16) * a->tile_stride;
         bool set = tile[plane_word(row % 16, i, 256)] >> (i % 32) & 1;
         sum += set ? r : -r;
     }
     return sum;
 }
 
-enum { D_TILES = 3, D_COLS = 512 };
+enum { D_TILES = 3, D_COLS = 512, D_PLANES = 2, D_ACC = 9 * D_TILES * 16 };
 
 /* Fills x by kind; kinds 6 and 7 are not finite. */
 static void delta_input_of(int32_t kind, float *x, unsigned *random) {
@@ -153,12 +154,12 @@ TEST(kernels_sign_product_gives_the_same_integers_in_every_instruction_set) {
     const struct isa *isa[M_ISAS];
     int32_t n_isas = model_isas(isa);
     struct kernels *k = open_any();
-    static uint32_t bits[D_TILES * 2 * 128];
-    static float x[9][D_COLS], col[D_COLS], acc[9 * D_TILES * 16 + 1];
+    static uint32_t bits[D_PLANES][D_TILES * 2 * 128];
+    static float x[9][D_COLS], col[D_COLS], acc[D_PLANES * D_ACC + 1];
     const float *xp[9];
     unsigned random = 3;
-    for (int32_t i = 0; i < D_TILES * 2 * 128; i++)
-        bits[i] = test_random(&random) ^ test_random(&random) << 16;
+    for (int32_t i = 0; i < D_PLANES * D_TILES * 2 * 128; i++)
+        bits[i % D_PLANES][i / D_PLANES] = test_random(&random) ^ test_random(&random) << 16;
     for (int32_t i = 0; i < D_COLS; i++)
         col[i] = 1 + 0.3f * test_gauss(&random);
     for (int32_t i = 0; i < 9; i++) {
@@ -168,7 +169,8 @@ TEST(kernels_sign_product_gives_the_same_integers_in_every_instruction_set) {
     static const int32_t widths[] = {256, 1, 16, 44, 255};
     for (int32_t s = 0; s < n_isas; s++)
         for (int32_t w = 0; w < 10; w++) {
-            struct delta_args a = {.bits = bits + 128,
+            struct delta_args a = {.bits = {bits[0] + 128, bits[1] + 128},
+                                   .n_planes = D_PLANES,
                                    .tile_stride = 256,
                                    .n_tiles = D_TILES,
                                    .n_x = 9,
@@ -177,21 +179,22 @@ TEST(kernels_sign_product_gives_the_same_integers_in_every_instruction_set) {
                                    .x = xp,
                                    .col = w < 5 ? NULL : col,
                                    .acc = acc};
-            for (int32_t i = 0; i < 9 * D_TILES * 16; i++)
+            for (int32_t i = 0; i < D_PLANES * D_ACC; i++)
                 acc[i] = 0;
-            acc[9 * D_TILES * 16] = guard;
+            acc[D_PLANES * D_ACC] = guard;
             isa[s]->delta_block(&a, &cpu_of(k)->scratch[0]);
-            for (int32_t c = 0; c < 9; c++)
+            for (int32_t pc = 0; pc < D_PLANES * 9; pc++)
                 for (int32_t r = 0; r < D_TILES * 16; r++) {
-                    double scale = 1, want = slow_integer(&a, x[c], r, &scale);
-                    double got = (double)acc[c * D_TILES * 16 + r] / scale;
+                    int32_t c = pc % 9;
+                    double scale = 1, want = slow_integer(&a, pc / 9, x[c], r, &scale);
+                    double got = (double)acc[pc * D_TILES * 16 + r] / scale;
                     if (isnan(want))
                         CHECK(isnan(got));
                     else if (got != want)
                         test_fail(__FILE__, __LINE__, "%s, input %d, width %d, row %d: %g, not %g",
                                   isa[s]->name, c, a.n_k, r, got, want);
                 }
-            CHECK(acc[9 * D_TILES * 16] == guard);
+            CHECK(acc[D_PLANES * D_ACC] == guard);
         }
     k->ops->close(k);
 }
