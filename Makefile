@@ -34,7 +34,7 @@ obj = $(addprefix $(O)/,$(addsuffix .o,$(1)))
 
 PROGRAMS := $(O)/bitdeltad $(O)/bitdelta $(if $(NVCC),$(if $(CUDA),$(O)/libbitdelta_cuda.so))
 
-.PHONY: help all deps demo test bench fuzz format format-check layers limits docs install clean
+.PHONY: help all deps demo test bench fuzz fuzz-objects format format-check layers limits docs install clean
 help: ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 14
 all: deps ## install what is missing (apt), build the programs
@@ -52,6 +52,7 @@ bench: all ## measure this machine's ceilings and what the CPU backend reaches
 	@$(O)/bench
 fuzz: deps ## fuzz every parser of outside bytes with libFuzzer, FUZZ_SECONDS each (default 60)
 	@sh tests/fuzz/run.sh $(or $(FUZZ_SECONDS),60)
+fuzz-objects: $(call obj,$(LIB) $(SERVER) $(TOOL) $(call src,tests/fuzz))
 format: ## format every source file
 	@git ls-files '*.c' '*.h' '*.cc' '*.cu' '*.cuh' | xargs clang-format -i
 format-check: ## fail if a source file is not formatted
