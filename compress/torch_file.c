@@ -115,6 +115,8 @@ err_t torch_file_open(struct torch_file *f, const char *path, struct why *why) {
         e = check_byte_order(f, why);
     if (!e)
         e = read_member(f, "data.pkl", MAX_PICKLE, &pickle, &n, why);
+    if (!e && !pickle)
+        e = why_set(why, E_FORMAT, "%s: its data.pkl has a name that cannot be found again", path);
     if (!e)
         e = pickle_read(&f->all, pickle, (size_t)n, path, why);
     free(pickle);

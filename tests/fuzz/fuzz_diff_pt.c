@@ -114,7 +114,7 @@ TEST(fuzz_diff_pt_survives_damaged_pickles_and_archives) {
     CHECK(z != NULL);
     zip_file_add(z, "a/data.pkl", zip_source_buffer(z, text + 1, n - 1, 0), 0);
     for (int i = 0; i < 3; i++) {
-        char name[16];
+        char name[24];
         snprintf(name, sizeof name, "a/data/%d", i);
         zip_file_add(z, name, zip_source_buffer(z, data[i], sizes[i], 0), 0);
     }
