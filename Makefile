@@ -32,16 +32,18 @@ TESTS := $(call src,tests tests/unit tests/kernels tests/e2e tests/golden tests/
 CUDA := $(wildcard kernels/cuda/*.cu)
 obj = $(addprefix $(O)/,$(addsuffix .o,$(1)))
 
-PROGRAMS := $(O)/bitdeltad $(O)/bitdelta $(if $(NVCC),$(if $(CUDA),$(O)/libbitdelta_cuda.so))
+PROGRAMS := $(O)/bitdeltad $(O)/bitdelta
+# The CUDA kernels are compiled where nvcc is, and tested on their own; no backend is made of them yet.
+CUDA_OBJ := $(call obj,$(CUDA))
 
-.PHONY: help all deps demo test bench fuzz fuzz-objects format format-check layers limits docs install clean
+.PHONY: help all deps demo test bench test-gpu bench-gpu fuzz fuzz-objects format format-check layers limits docs install clean
 help: ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 14
 all: deps ## install what is missing (apt), build the programs
 	@$(MAKE) --no-print-directory -j$(JOBS) programs
 deps: ## install the build dependencies (Debian 12, Ubuntu 24.04)
 	@sh deploy/install-deps.sh
-programs: $(PROGRAMS) ## build, with everything installed already
+programs: $(PROGRAMS) $(if $(NVCC),$(CUDA_OBJ)) ## build, with everything installed already
 demo: all ## serve the shipped base and tenants, print one completion of each (DEMO_ONCE=1: then exit)
 	@sh demo/run.sh $(O)
 test: all ## build and run every test
@@ -50,6 +52,10 @@ test: all ## build and run every test
 bench: all ## measure this machine's ceilings and what the CPU backend reaches
 	@$(MAKE) --no-print-directory -j$(JOBS) $(O)/bench
 	@$(O)/bench
+test-gpu: $(O)/cuda/test_linear ## run the CUDA kernels' tests (without a card: says so)
+	@$<
+bench-gpu: $(O)/cuda/bench_linear ## measure this card's ceilings, cuBLAS and the fused linear
+	@$<
 fuzz: deps ## fuzz every parser of outside bytes with libFuzzer, FUZZ_SECONDS each (default 60)
 	@sh tests/fuzz/run.sh $(or $(FUZZ_SECONDS),60)
 fuzz-objects: $(call obj,$(filter-out kernels/cpu/%,$(LIB)) $(SERVER) $(TOOL) $(call src,tests/fuzz))
@@ -77,9 +83,9 @@ $(O)/test: $(call obj,$(LIB) $(SERVER) $(TOOL) $(TESTS)) $(PROGRAMS)
 $(O)/bench: $(call obj,$(LIB) $(call src,tests/bench))
 	@$(if $(V),:,echo '  link $@')
 	$(Q)$(CXX) $(LDFLAGS) -o $@ $^ $(LDLIBS)
-$(O)/libbitdelta_cuda.so: $(addprefix $(O)/,$(addsuffix .o,$(CUDA)))
-	@$(if $(V),:,echo '  link $@')
-	$(Q)$(NVCC) $(NVCCFLAGS) -shared -cudart static -o $@ $^ -lcublas
+$(O)/cuda/%: $(O)/tests/cuda/%.cu.o $(CUDA_OBJ)
+	@mkdir -p $(@D)$(if $(V),, && echo '  link $@')
+	$(Q)$(NVCC) $(NVCCFLAGS) -cudart static -o $@ $^ -lcublas
 
 # One file per instruction set; which one runs is chosen at run time.
 $(O)/kernels/cpu/%_avx2.c.o: CFLAGS += -O3 -mavx2 -mfma -mf16c
@@ -94,15 +100,14 @@ $(O)/%.c.o: %.c Makefile
 $(O)/%.cc.o: %.cc Makefile
 	@mkdir -p $(@D)$(if $(V),, && echo '  cxx  $<')
 	$(Q)$(CXX) $(CXXFLAGS) -c -o $@ $<
-$(O)/%.cu.o: %.cu Makefile $(wildcard kernels/*.h kernels/cuda/*.cuh)
+$(O)/%.cu.o: %.cu Makefile $(wildcard kernels/*.h kernels/cuda/*.*h tests/cuda/*.cuh)
 	@mkdir -p $(@D)$(if $(V),, && echo '  nvcc $<')
 	$(Q)$(NVCC) $(NVCCFLAGS) -c -o $@ $<
 -include $(shell find $(O) -name '*.d' 2>/dev/null)
 
 install: programs ## install to $(DESTDIR)$(PREFIX)
-	install -d $(DESTDIR)$(PREFIX)/bin $(DESTDIR)$(PREFIX)/lib/bitdeltad $(DESTDIR)$(PREFIX)/lib/systemd/system
+	install -d $(DESTDIR)$(PREFIX)/bin $(DESTDIR)$(PREFIX)/lib/systemd/system
 	install -m 755 $(O)/bitdeltad $(O)/bitdelta $(DESTDIR)$(PREFIX)/bin
-	[ ! -f $(O)/libbitdelta_cuda.so ] || install -m 755 $(O)/libbitdelta_cuda.so $(DESTDIR)$(PREFIX)/lib/bitdeltad
 	sed 's,@PREFIX@,$(PREFIX),g' deploy/bitdeltad.service > $(DESTDIR)$(PREFIX)/lib/systemd/system/bitdeltad.service
 clean: ## remove build/
 	rm -rf build

@@ -1,0 +1,121 @@
+/* The fused decode linear: y = W x + (delta of the row's tenant) x, for 1 to 64 rows of any mix of
+ * tenants. Base weights are read once for all rows, each tenant's signs once for its rows.
+ *
+ * What is where. W is repacked once, at bind, into the order in which the matrix instruction wants
+ * it (linear_pack). Sign planes are used as they stand in the tenant file. Activations come in two
+ * forms: fp16 rows for W, and for the signs the 16 bit planes of the integers that kernels/delta.h
+ * defines (planes_launch makes both). Everything that depends on the mix of tenants is device data
+ * (struct linear_batch, struct linear_job), so a captured graph serves every mix.
+ *
+ * An output element is summed by one chain of operations over ascending k whatever the number of
+ * rows, their order, the tenants or the number of blocks: same bits in any batch. */
+#ifndef KERNELS_CUDA_LINEAR_H
+#define KERNELS_CUDA_LINEAR_H
+
+#include <cuda_fp16.h>
+#include <cuda_runtime.h>
+
+#include "config/err.h"
+#include "kernels/kernels.h"
+
+enum {
+    LINEAR_MAX_ROWS = 64,
+    LINEAR_JOB_ROWS = 4,
+};
+
+/* One sign plane of one tenant over some of its rows of the step: at most LINEAR_JOB_ROWS, and at
+ * most linear_job_rows(). One warp of a block does one job after the other; a tenant with many rows
+ * has several jobs, whose bits come from the memory once and from the L2 again. The parts of a
+ * joined matrix whose column scales differ need different bit planes of x: then each has a job of
+ * its own, in a phase of its own, with the other parts NULL. */
+struct linear_job {
+    const uint32_t *bits[MAX_PARTS]; /* tiles [ceil(N/16)][ceil(K/256)], or NULL: no change here */
+    const float *row[MAX_PARTS];     /* [N of the part]; NULL where bits is */
+    int32_t first_row, n_rows;       /* rows of the step */
+    int32_t first_set;               /* first_row's bit planes; the next row's follow */
+    int32_t reserved;
+};
+
+/* The rows of the step; device memory, complete before the kernel before the linear's starts
+ * (blocks of the linear may start that early). The jobs stand as [n_phases][n_jobs]: job i has the
+ * same rows in every phase, no row is in two jobs, and bits are NULL where a tenant has fewer
+ * planes. */
+struct linear_batch {
+    int32_t n_rows, n_jobs, n_phases;
+    uint8_t has_delta[LINEAR_MAX_ROWS]; /* the row is in a job */
+};
+
+/* A matrix [N, K] of up to three parts joined along N. Host memory, copied at launch. */
+struct linear_shape {
+    int32_t n_parts, n_k;              /* n_k: columns */
+    int32_t part_rows[MAX_PARTS];      /* N of each part */
+    int32_t first_tile[MAX_PARTS + 1]; /* in tiles of 16 rows; every part starts a tile */
+};
+
+/* Bit planes of one row and block of 256 columns, in the order in which lanes hold the B operand of
+ * mma.m16n8k256, and what belongs to them. */
+struct linear_planes {
+    uint4 lane[32];
+    float scale;  /* s_b */
+    float sum;    /* of q; exact */
+    float pad[2]; /* copies go by 16 bytes */
+};
+
+/* Activations of up to 64 rows; device memory, written by planes_launch. n_blocks = ceil(K/256). */
+struct linear_input {
+    const __half *x;                    /* [rows][256 n_blocks], zeros past K */
+    const struct linear_planes *planes; /* [sets][n_blocks] */
+};
+
+struct linear_args {
+    struct linear_shape shape;
+    struct linear_input in;
+    const uint4 *base; /* packed by linear_pack */
+    const struct linear_batch *batch;
+    const struct linear_job *jobs;
+    __half *y;       /* [rows][ld_y] fp16, or NULL */
+    float *residual; /* [rows][ld_y]: y is added to it; used when y is NULL */
+    int32_t ld_y;
+    int32_t n_thread_blocks; /* at most this many; the multiprocessors of the device */
+};
+
+/* Fills a shape from the rows of its parts. */
+struct linear_shape linear_shape_of(int32_t n_parts, const int32_t *part_rows, int32_t n_k);
+/* Rows of a job that spread a step's rows evenly over the warps of a block. */
+static inline int32_t linear_job_rows(int32_t n_rows) {
+    int32_t n = (n_rows + 7) / 8;
+    return n < LINEAR_JOB_ROWS ? n : LINEAR_JOB_ROWS;
+}
+/* Bytes of the packed base matrix. */
+size_t linear_packed_bytes(const struct linear_shape *s);
+
+/* Packs w [N joined, K] fp16 row-major (device) into `packed`, 16-byte aligned. */
+err_t linear_pack(const struct linear_shape *s, const __half *w, void *packed, cudaStream_t stream);
+
+/* Once per process and device, before the first launch. */
+err_t linear_setup(void);
+
+/* max_rows: most rows this launch must serve (1 .. 64); the batch's n_rows may be fewer, so that a
+ * graph captured for a bucket serves all smaller steps. No allocation, no synchronisation. */
+err_t linear_launch(const struct linear_args *a, int32_t max_rows, cudaStream_t stream);
+
+/* A set of bit planes beyond the rows' own: row `row` of x, its columns multiplied by col [K]. */
+struct planes_set {
+    int32_t row, reserved;
+    const float *col;
+};
+
+struct planes_args {
+    const float *x; /* [rows][ld_x] */
+    int32_t ld_x, n_k;
+    const int32_t *n_rows, *n_sets; /* device; set i < n_rows is row i as it stands */
+    const struct planes_set *extra; /* device; set i >= n_rows is extra[i - n_rows] */
+    __half *x16;                    /* [rows][256 n_blocks] */
+    struct linear_planes *planes;   /* [sets][n_blocks] */
+};
+
+/* Writes fp16 rows and bit planes of at most max_rows rows and max_sets sets. */
+err_t planes_launch(const struct planes_args *a, int32_t max_rows, int32_t max_sets,
+                    cudaStream_t stream);
+
+#endif

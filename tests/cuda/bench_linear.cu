@@ -1,0 +1,290 @@
+/* All linears of one decode step at the shapes of Llama-2-7B, with random weights, on this card:
+ *   the measured read rate (the ceiling), cuBLAS FP16 on the base alone, and the fused linear with
+ *   T distinct tenants of one row each, with T rows of one tenant, and with T rows of the base.
+ * Everything is replayed from CUDA graphs, median of 15; the weights are read once a step and are
+ * far larger than the L2. Before a mix is timed, sampled outputs of each kind of matrix are
+ * compared with a double-precision reference. `quick BLOCKS` and `profile ROWS` serve the tuning.
+ */
+#include <algorithm>
+#include <cublas_v2.h>
+
+#include "tests/cuda/setup.cuh"
+
+enum { LAYERS = 32, KINDS = 4, MATRICES = LAYERS * KINDS, MOST = 64, REPEATS = 15 };
+
+struct kind {
+    const char *name;
+    int n_parts, part_rows[3], n_k;
+};
+static const struct kind kinds[KINDS] = {
+    {"qkv", 3, {4096, 4096, 4096}, 4096},
+    {"o", 1, {4096}, 4096},
+    {"gate+up", 2, {11008, 11008}, 4096},
+    {"down", 1, {4096}, 11008},
+};
+
+struct model {
+    struct linear_shape shape[KINDS];
+    int n_out[KINDS];
+    __half *base[MATRICES];
+    uint32_t *bits; /* [MOST][tenant_words] */
+    size_t tenant_words, bits_at[MATRICES][3];
+    float *row[KINDS]; /* [MOST][n_out] */
+    double base_bytes, tenant_bytes;
+    struct linear_input in[KINDS];
+    struct planes_args planes[KINDS];
+    __half *y[KINDS];
+    struct linear_batch *batch;
+    struct linear_job *jobs; /* [MATRICES][MOST] */
+    int32_t *counts;
+    int grid, layers;
+};
+
+static model make_model(int tenants, int layers) {
+    static model m;
+    m.layers = layers;
+    for (int i = 0; i < layers * KINDS; i++) {
+        const kind &k = kinds[i % KINDS];
+        linear_shape &s = m.shape[i % KINDS];
+        s = linear_shape_of(k.n_parts, k.part_rows, k.n_k);
+        size_t bytes = linear_packed_bytes(&s);
+        m.base[i] = device_alloc<__half>(bytes / 2);
+        fill_half_kernel<<<1024, 256>>>(m.base[i], bytes / 2, 0.05f, (uint32_t)i);
+        m.base_bytes += (double)bytes;
+        for (int p = 0; p < k.n_parts; p++) {
+            m.bits_at[i][p] = m.tenant_words;
+            m.tenant_words += plane_bytes(k.part_rows[p], k.n_k) / 4;
+        }
+    }
+    m.tenant_bytes = (double)m.tenant_words * 4;
+    m.bits = device_alloc<uint32_t>(m.tenant_words * tenants);
+    fill_bits_kernel<<<1024, 256>>>(m.bits, m.tenant_words * tenants, 3);
+    for (int i = 0; i < KINDS; i++) {
+        const kind &k = kinds[i];
+        int blocks = tiles_of(k.n_k, 256);
+        m.n_out[i] = k.part_rows[0] + k.part_rows[1] + k.part_rows[2];
+        m.row[i] = device_alloc<float>((size_t)MOST * m.n_out[i]);
+        fill_float_kernel<<<256, 256>>>(m.row[i], (size_t)MOST * m.n_out[i], 0.002f, 0.001f, 9);
+        m.y[i] = device_alloc<__half>((size_t)MOST * m.n_out[i]);
+        __half *x16 = device_alloc<__half>((size_t)MOST * blocks * 256);
+        linear_planes *planes = device_alloc<linear_planes>((size_t)MOST * blocks);
+        float *x = device_alloc<float>((size_t)MOST * k.n_k);
+        fill_float_kernel<<<256, 256>>>(x, (size_t)MOST * k.n_k, 0, 1, (uint32_t)(40 + i));
+        m.in[i] = {x16, planes};
+        m.planes[i] = {x, k.n_k, k.n_k, NULL, NULL, NULL, x16, planes};
+    }
+    m.batch = device_alloc<linear_batch>(1);
+    m.jobs = device_alloc<linear_job>((size_t)MATRICES * MOST);
+    m.counts = device_alloc<int32_t>(2);
+    for (int i = 0; i < KINDS; i++)
+        m.planes[i].n_rows = m.counts, m.planes[i].n_sets = m.counts + 1;
+    m.grid = multiprocessors();
+    CUDA(cudaDeviceSynchronize());
+    return m;
+}
+
+/* T rows of n_tenants tenants (0: of the base alone), in equal shares. */
+static void set_mix(model &m, int rows, int n_tenants) {
+    linear_batch b = {};
+    b.n_rows = rows;
+    std::vector<linear_job> jobs((size_t)MATRICES * MOST);
+    int n_jobs = 0;
+    for (int i = 0; i < m.layers * KINDS; i++) {
+        n_jobs = 0;
+        for (int t = 0; t < n_tenants; t++)
+            for (int r = rows * t / n_tenants, end = rows * (t + 1) / n_tenants; r < end;) {
+                linear_job &j = jobs[(size_t)i * MOST + n_jobs++];
+                const kind &k = kinds[i % KINDS];
+                j.first_row = j.first_set = r;
+                j.n_rows = std::min(end - r, linear_job_rows(rows));
+                r += j.n_rows;
+                float *row = m.row[i % KINDS] + (size_t)t * m.n_out[i % KINDS];
+                for (int p = 0; p < k.n_parts; row += k.part_rows[p++]) {
+                    j.bits[p] = m.bits + m.tenant_words * t + m.bits_at[i][p];
+                    j.row[p] = row;
+                }
+            }
+    }
+    if (n_tenants) {
+        b.n_phases = 1, b.n_jobs = n_jobs;
+        memset(b.has_delta, 1, (size_t)rows);
+    }
+    int32_t counts[2] = {rows, rows};
+    CUDA(cudaMemcpy(m.batch, &b, sizeof b, cudaMemcpyHostToDevice));
+    CUDA(cudaMemcpy(m.jobs, jobs.data(), jobs.size() * sizeof jobs[0], cudaMemcpyHostToDevice));
+    CUDA(cudaMemcpy(m.counts, counts, sizeof counts, cudaMemcpyHostToDevice));
+}
+
+static linear_args args_of(const model &m, int i) {
+    linear_args a = {};
+    a.shape = m.shape[i % KINDS];
+    a.in = m.in[i % KINDS];
+    a.base = (const uint4 *)m.base[i];
+    a.batch = m.batch;
+    a.jobs = m.jobs + (size_t)i * MOST;
+    a.y = m.y[i % KINDS];
+    a.ld_y = m.n_out[i % KINDS];
+    a.n_thread_blocks = m.grid;
+    return a;
+}
+
+static void check_mix(const model &m, int rows) {
+    for (int i = 0; i < KINDS; i++) {
+        linear_args a = args_of(m, i + KINDS * (m.layers - 1));
+        CUDA(cudaMemset(a.y, 0xff, (size_t)MOST * m.n_out[i] * 2));
+        OK(planes_launch(&m.planes[i], rows, rows, 0));
+        OK(linear_launch(&a, rows, 0));
+        std::vector<int> sample;
+        for (int j = 0; j < 96; j++)
+            sample.push_back((int)(hash32(j, 8) % (uint32_t)m.n_out[i]));
+        int *d_sample = device_copy(sample);
+        double *d_want = device_alloc<double>(96 * (size_t)rows);
+        reference_kernel<<<dim3(3, (unsigned)rows), 32>>>(a, d_sample, 96, d_want);
+        std::vector<double> want = host_copy(d_want, 96 * (size_t)rows);
+        std::vector<__half> y = host_copy(a.y, (size_t)rows * m.n_out[i]);
+        double error = 0, norm = 0;
+        for (int r = 0; r < rows; r++)
+            for (int j = 0; j < 96; j++) {
+                double w = want[(size_t)r * 96 + j];
+                double d = __half2float(y[(size_t)r * m.n_out[i] + sample[j]]) - w;
+                error += d * d, norm += w * w;
+            }
+        if (!(sqrt(error / norm) < 3e-4)) {
+            printf("%s, %d rows: relative error %.2e\n", kinds[i].name, rows, sqrt(error / norm));
+            exit(1);
+        }
+        CUDA(cudaFree(d_sample));
+        CUDA(cudaFree(d_want));
+    }
+}
+
+template <typename F> static float median_ms(F record) {
+    cudaStream_t s;
+    CUDA(cudaStreamCreate(&s));
+    cudaGraph_t graph;
+    cudaGraphExec_t exec;
+    CUDA(cudaStreamBeginCapture(s, cudaStreamCaptureModeGlobal));
+    record(s);
+    CUDA(cudaStreamEndCapture(s, &graph));
+    CUDA(cudaGraphInstantiate(&exec, graph, 0));
+    cudaEvent_t a, b;
+    CUDA(cudaEventCreate(&a));
+    CUDA(cudaEventCreate(&b));
+    std::vector<float> ms(REPEATS);
+    CUDA(cudaGraphLaunch(exec, s));
+    for (float &t : ms) {
+        CUDA(cudaEventRecord(a, s));
+        CUDA(cudaGraphLaunch(exec, s));
+        CUDA(cudaEventRecord(b, s));
+        CUDA(cudaEventSynchronize(b));
+        CUDA(cudaEventElapsedTime(&t, a, b));
+    }
+    CUDA(cudaGraphExecDestroy(exec));
+    CUDA(cudaGraphDestroy(graph));
+    CUDA(cudaStreamDestroy(s));
+    std::sort(ms.begin(), ms.end());
+    return ms[REPEATS / 2];
+}
+
+static __global__ void read_kernel(const uint4 *p, size_t n, uint32_t *out) {
+    uint32_t x = 0;
+    size_t step = (size_t)gridDim.x * blockDim.x;
+    size_t i = blockIdx.x * (size_t)blockDim.x + threadIdx.x;
+    for (; i + 7 * step < n; i += 8 * step) {
+        uint4 v[8];
+#pragma unroll
+        for (int j = 0; j < 8; j++)
+            v[j] = __ldcs(p + i + j * step);
+#pragma unroll
+        for (int j = 0; j < 8; j++)
+            x ^= v[j].x ^ v[j].y ^ v[j].z ^ v[j].w;
+    }
+    if (x == 0x12345678)
+        *out = x;
+}
+
+static float fused_ms(model &m, int rows, bool with_planes) {
+    return median_ms([&](cudaStream_t s) {
+        for (int i = 0; i < MATRICES; i++) {
+            linear_args a = args_of(m, i);
+            if (with_planes)
+                OK(planes_launch(&m.planes[i % KINDS], rows, rows, s));
+            OK(linear_launch(&a, rows, s));
+        }
+    });
+}
+
+static float cublas_ms(model &m, int rows) {
+    static cublasHandle_t h;
+    static void *workspace = device_alloc<char>(64 << 20);
+    if (!h && cublasCreate(&h) != CUBLAS_STATUS_SUCCESS)
+        exit(1);
+    cublasSetWorkspace(h, workspace, 64 << 20);
+    return median_ms([&](cudaStream_t s) {
+        cublasSetStream(h, s);
+        float one = 1, zero = 0;
+        for (int i = 0; i < MATRICES; i++) {
+            int n = m.n_out[i % KINDS], k = kinds[i % KINDS].n_k;
+            if (cublasGemmEx(h, CUBLAS_OP_T, CUBLAS_OP_N, n, rows, k, &one, m.base[i], CUDA_R_16F,
+                             k, m.in[i % KINDS].x, CUDA_R_16F, k, &zero, m.y[i % KINDS], CUDA_R_16F,
+                             n, CUBLAS_COMPUTE_32F, CUBLAS_GEMM_DEFAULT))
+                exit(1);
+        }
+    });
+}
+
+int main(int argc, char **argv) {
+    setvbuf(stdout, NULL, _IOLBF, 0);
+    need_device();
+    OK(linear_setup());
+    bool profile = argc > 2 && !strcmp(argv[1], "profile");
+    bool quick = argc > 2 && !strcmp(argv[1], "quick");
+    static model m = make_model(profile ? atoi(argv[2]) : MOST, profile ? 1 : LAYERS);
+    if (profile) { /* one launch of each kind, for a profiler */
+        set_mix(m, atoi(argv[2]), atoi(argv[2]));
+        check_mix(m, atoi(argv[2]));
+        return 0;
+    }
+    if (quick) { /* few figures, for comparing variants: thread blocks as given */
+        m.grid = atoi(argv[2]);
+        for (int t : {1, 4, 16, 64}) {
+            set_mix(m, t, t);
+            check_mix(m, t);
+            printf(" T=%d %.3f", t, fused_ms(m, t, false));
+        }
+        printf("\n");
+        return 0;
+    }
+    uint32_t *out = device_alloc<uint32_t>(1);
+    size_t bytes = (size_t)16 << 30; /* of the sign planes */
+    double rate = 0;
+    for (int blocks : {2, 4, 8, 16}) {
+        float ms = median_ms([&](cudaStream_t s) {
+            read_kernel<<<132 * blocks, 512, 0, s>>>((const uint4 *)m.bits, bytes / 16, out);
+        });
+        rate = std::max(rate, (double)bytes / ms / 1e6);
+    }
+    printf("read rate %.0f GB/s; base %.2f GB, tenant %.3f GB, %d blocks\n", rate,
+           m.base_bytes / 1e9, m.tenant_bytes / 1e9, m.grid);
+    printf("%4s %9s %9s %9s %7s %9s %9s %9s\n", "T", "cuBLAS", "T tenants", "floor", "of it",
+           "+ planes", "1 tenant", "base");
+    std::vector<int> counts = {1, 2, 4, 8, 16, 32, 64};
+    for (int t : counts) {
+        float blas = cublas_ms(m, t);
+        set_mix(m, t, t);
+        check_mix(m, t);
+        float many = fused_ms(m, t, false), planes = fused_ms(m, t, true);
+        set_mix(m, t, 1);
+        check_mix(m, t);
+        float one = fused_ms(m, t, false);
+        set_mix(m, t, 0);
+        check_mix(m, t);
+        float none = fused_ms(m, t, false);
+        double floor = (m.base_bytes + t * m.tenant_bytes) / rate / 1e6;
+        printf("%4d %9.3f %9.3f %9.3f %6.1f%% %9.3f %9.3f %9.3f\n", t, blas, many, floor,
+               100 * floor / many, planes, one, none);
+        fflush(stdout);
+    }
+    CUDA(cudaDeviceSynchronize());
+    return 0;
+}
