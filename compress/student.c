@@ -138,7 +138,7 @@ static err_t share_out_pairs(struct student *s, const struct gemm *g, double bit
         weights += (double)n * (double)k;
     }
     float *pair = malloc(MAX_LINEAR_RANK * widest * sizeof *pair);
-    double(*gain)[MAX_LINEAR_RANK + 1] = calloc((size_t)n_linears, sizeof *gain);
+    double(*gain)[MAX_LINEAR_RANK + 1] = calloc((uint32_t)n_linears, sizeof *gain);
     err_t e = pair && gain ? 0 : E_NOMEM;
     for (int32_t i = 0; !e && i < n_linears; i++) {
         const struct llama_matrix *b = &s->base->matrix[i], *t = &s->teacher->matrix[i];
