@@ -128,11 +128,17 @@ static err_t import_part(struct import *m, int32_t i, struct why *why) {
         return why_set(why, E_FORMAT, "%s: %s has only one of lora_A and lora_B", m->file.label,
                        part);
     if (a->n_dims != 2 || b->n_dims != 2 || a->dim[1] != cols || b->dim[0] != rows ||
-        a->dim[0] != b->dim[1] || a->dim[0] < 1 || a->dim[0] > TENANT_MAX_RANK)
+        a->dim[0] != b->dim[1] || a->dim[0] < 1)
         return why_set(why, E_WRONG_BASE,
                        "%s: %s: lora_A and lora_B do not have the shapes [r, %d] and [%d, r] that "
                        "the base needs",
                        m->file.label, part, cols, rows);
+    if (a->dim[0] > tenant_max_rank(rows, cols))
+        return why_set(
+            why, E_UNSUPPORTED,
+            "%s: %s: rank %d is more than half of the matrix's: merge the adapter into the "
+            "base and compress that",
+            m->file.label, part, (int)a->dim[0]);
     m->n_used += 2;
     uint64_t before = tenant_writer_bytes(m->w);
     err_t e = write_pair(m, part, a, b, rows, cols, report, why);

@@ -161,10 +161,13 @@ static err_t map_low_rank(struct load *l, const char *part, int32_t n, int32_t k
     const struct st_tensor *a = lookup(l, part, ".lora_a"), *b = lookup(l, part, ".lora_b");
     if (!a && !b)
         return E_OK;
-    int64_t rank = a && a->n_dims == 2 ? a->dim[0] : 0;
-    if (rank < 1 || rank > TENANT_MAX_RANK)
-        return why_set(l->why, E_FORMAT, "%s: tensor %s.lora_a must be a matrix of 1 to %d rows",
-                       l->f->label, part, TENANT_MAX_RANK);
+    int64_t rank = a && a->n_dims == 2 ? a->dim[0] : 0, most = tenant_max_rank(n, k);
+    if (rank < 1 || rank > most)
+        return why_set(
+            l->why, E_FORMAT,
+            "%s: tensor %s.lora_a must be a matrix of 1 to %d rows; keep a difference of "
+            "higher rank as planes or dense",
+            l->f->label, part, (int)most);
     int64_t dim_a[2] = {rank, k}, dim_b[2] = {n, rank};
     err_t e = claim(l, part, ".lora_a", ST_F16, 2, dim_a, &a);
     if (!e)

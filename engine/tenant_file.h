@@ -12,11 +12,16 @@
 
 enum {
     TENANT_MAX_HEADER = 16 << 20,
-    TENANT_MAX_RANK = 4096,
     TENANT_ALIGN = 256,       /* of every tensor in the file */
     TENANT_DATA_ALIGN = 4096, /* of the first one */
     TENANT_MAX_SCALE = 10000, /* |row|, |col| stay below: real ones are far below 1 */
 };
+
+/* Highest rank of a low-rank pair for an [n, k] matrix: beyond about this the pair is no smaller
+ * than the matrix, and backends keep A x where an FFN row fits. */
+static inline int32_t tenant_max_rank(int32_t n, int32_t k) {
+    return (n < k ? n : k) / 2 > 0 ? (n < k ? n : k) / 2 : 1;
+}
 
 enum tenant_kind { KIND_ABSENT, KIND_PLANES, KIND_DENSE, KIND_ROWS, KIND_TIED, N_KINDS };
 const char *tenant_kind_name(enum tenant_kind k);

@@ -278,7 +278,7 @@ void cpu_linear(struct kernels *k, int32_t layer, enum linear which) {
         }
         out0 += pp->n_out;
     }
-    /* A x goes where nothing lives now: gate|up is empty until its own product, and q|k|v after
-     * the attention. cpu_begin checked the room. */
-    product_run(c, &p, which == LINEAR_GATE_UP ? c->qkv : c->gate_up);
+    /* A x goes where nothing lives now: gate|up is empty until its own product, and act until
+     * SwiGLU. cpu_begin checked the room. */
+    product_run(c, &p, which == LINEAR_GATE_UP ? c->act : c->gate_up);
 }

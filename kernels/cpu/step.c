@@ -20,7 +20,9 @@ static void run_rows(struct cpu *c, pool_fn fn, void *arg, int32_t n, size_t ele
 
 /* ---- begin, end ------------------------------------------------------------------------------ */
 
-/* The scratch that A x has in each product: cpu_linear and cpu_head say where. */
+/* The scratch that A x has in each product: cpu_linear and cpu_head say where. Pairs of at most
+ * half the rank of their matrix, which is all that tenant files may hold, fit unless D exceeds F by
+ * a third. */
 static bool lowrank_fits(const struct cpu *c, const struct tenant_weights *t) {
     for (int32_t layer = 0; t->delta && layer < c->shape.n_layers; layer++)
         for (int32_t which = 0; which < N_LINEARS; which++) {
@@ -30,7 +32,7 @@ static bool lowrank_fits(const struct cpu *c, const struct tenant_weights *t) {
                             ->delta[layer * N_PARTS +
                                     (int32_t)linear_first_part((enum linear)which) + i]
                             .rank;
-            if (rank > (which == LINEAR_GATE_UP ? c->ld_qkv : c->ld_gate_up))
+            if (rank > (which == LINEAR_GATE_UP ? c->ld_act : c->ld_gate_up))
                 return false;
         }
     return (size_t)(t->tied ? t->embed : t->head).delta.rank <= c->ld_gate_up;

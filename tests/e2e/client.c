@@ -336,8 +336,8 @@ struct answer client_admin(const struct daemon *d, const char *method, const cha
 json_t *client_json(const struct daemon *d, const char *path, const char *body) {
     struct answer a = client_call(d, "POST", path, NULL, body);
     if (a.status != 200)
-        test_fail(__FILE__, __LINE__, "%s %s: status %d: %s", path, body, a.status,
-                  a.body ? a.body : "");
+        test_fail(__FILE__, __LINE__, "%s: status %d: %s, for %.300s", path, a.status,
+                  a.body ? a.body : "", body);
     json_error_t error;
     json_t *tree = json_loadb(a.body, a.n_body, 0, &error);
     if (!tree)
