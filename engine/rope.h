@@ -14,7 +14,7 @@ static inline size_t rope_floats(int32_t context, int32_t head_dim) {
 /* table: [context, head_dim/2, 2], written: cos, sin of position x frequency. Dynamic NTK: the
  * frequencies of the row at p are those of a text of max(p + 1, original_context) tokens, so a row
  * does not depend on what follows it or on how the prompt was cut
- * (docs/decisions/0020-dynamic-rope.md). */
+ * (docs/decisions/0001-dynamic-rope.md). */
 void rope_fill(float *table, const struct rope_config *c, int32_t context, int32_t head_dim);
 
 bool rope_equal(const struct rope_config *a, const struct rope_config *b);
