@@ -109,5 +109,7 @@ install: programs ## install to $(DESTDIR)$(PREFIX)
 	install -d $(DESTDIR)$(PREFIX)/bin $(DESTDIR)$(PREFIX)/lib/systemd/system
 	install -m 755 $(O)/bitdeltad $(O)/bitdelta $(DESTDIR)$(PREFIX)/bin
 	sed 's,@PREFIX@,$(PREFIX),g' deploy/bitdeltad.service > $(DESTDIR)$(PREFIX)/lib/systemd/system/bitdeltad.service
+	install -d $(DESTDIR)$(PREFIX)/share/doc/bitdeltad
+	install -m 644 README.md docs/*.md deploy/bitdeltad.conf.example $(DESTDIR)$(PREFIX)/share/doc/bitdeltad
 clean: ## remove build/
 	rm -rf build

@@ -10,6 +10,7 @@
 #ifndef SERVER_HTTP_H
 #define SERVER_HTTP_H
 
+#define MHD_NO_DEPRECATION 1 /* 1.0 renamed options that 0.9.75 has under the old names only */
 #include <jansson.h>
 #include <microhttpd.h>
 #include <stdbool.h>
