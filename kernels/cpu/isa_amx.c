@@ -1,14 +1,9 @@
 /* AVX-512 with AMX tiles for the sign product (Sapphire Rapids on). The loops themselves stand in
  * the *_body.h files, which this file compiles with its own instruction set (Makefile). */
-#include "kernels/cpu/isa.h"
-
 #include <sys/syscall.h>
 #include <unistd.h>
 
-#include "kernels/cpu/attention_body.h"
-#include "kernels/cpu/delta_body.h"
-#include "kernels/cpu/matmul_body.h"
-#include "kernels/cpu/rows_body.h"
+#include "kernels/cpu/isa_body.h"
 
 /* arch_prctl(2): the kernel gives a process the tile registers only when it asks. */
 enum { ARCH_REQ_XCOMP_PERM = 0x1023, XFEATURE_XTILEDATA = 18 };
@@ -20,16 +15,4 @@ static bool runs_here(void) {
            syscall(SYS_arch_prctl, ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA) == 0;
 }
 
-const struct isa isa_amx = {
-    .name = "AVX-512 + AMX",
-    .runs_here = runs_here,
-    .matmul = matmul,
-    .delta_block = delta_block,
-    .add_scaled = add_scaled,
-    .attention = attention,
-    .norm = norm,
-    .swiglu = swiglu,
-    .widen = widen,
-    .largest = largest,
-    .weigh = weigh,
-};
+const struct isa isa_amx = ISA_TABLE("AVX-512 + AMX");
