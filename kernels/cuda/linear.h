@@ -36,6 +36,14 @@ struct linear_job {
     int32_t reserved;
 };
 
+/* The low-rank pairs of one job's tenant: y += B u, u = A x, after the planes. Stands beside the
+ * job in a table [n_jobs]. */
+struct linear_pair {
+    const __half *b[MAX_PARTS]; /* [N of the part, rank], or NULL */
+    int32_t rank[MAX_PARTS];
+    int32_t first_u[MAX_PARTS]; /* where u of this part starts in a row of linear_input.u */
+};
+
 /* The rows of the step; device memory, complete before the kernel before the linear's starts
  * (blocks of the linear may start that early). The jobs stand as [n_phases][n_jobs]: job i has the
  * same rows in every phase, no row is in two jobs, and bits are NULL where a tenant has fewer
@@ -43,6 +51,7 @@ struct linear_job {
 struct linear_batch {
     int32_t n_rows, n_jobs, n_phases;
     uint8_t has_delta[LINEAR_MAX_ROWS]; /* the row is in a job */
+    uint8_t dense[LINEAR_MAX_ROWS]; /* parts (bits) that a dense matrix gives: not written here */
 };
 
 /* A matrix [N, K] of up to three parts joined along N. Host memory, copied at launch. */
@@ -65,6 +74,8 @@ struct linear_planes {
 struct linear_input {
     const __half *x;                    /* [rows][256 n_blocks], zeros past K */
     const struct linear_planes *planes; /* [sets][n_blocks] */
+    const float *u;                     /* [rows][ld_u] A x of the low-rank pairs, or NULL */
+    int32_t ld_u;
 };
 
 struct linear_args {
@@ -73,8 +84,9 @@ struct linear_args {
     const uint4 *base; /* packed by linear_pack */
     const struct linear_batch *batch;
     const struct linear_job *jobs;
-    __half *y;       /* [rows][ld_y] fp16, or NULL */
-    float *residual; /* [rows][ld_y]: y is added to it; used when y is NULL */
+    const struct linear_pair *pairs; /* [n_jobs], or NULL: no tenant of the step has any */
+    __half *y;                       /* [rows][ld_y] fp16, or NULL */
+    float *residual;                 /* [rows][ld_y]: y is added to it; used when y is NULL */
     int32_t ld_y;
     int32_t n_thread_blocks; /* at most this many; the multiprocessors of the device */
 };
