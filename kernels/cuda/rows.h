@@ -12,35 +12,44 @@
 err_t embed_launch(const struct gpu_step *s, const struct gpu_activations *a, const __half *embed,
                    int32_t dim, int32_t max_rows, cudaStream_t stream);
 
-/* Tables for the linears of one slice of narrow rows, all layers: filled on the device from the
- * rows' tenants by one launch at the start of a step. Table of (layer, which): jobs[MAX_PHASES *
- * SLICE_ROWS], one linear_batch, the extra sets of planes. The head's matrix is the last table.
- * Definitions of a phase, a job, a set: linear.h. */
-struct job_tables; /* device addresses of all tables; host memory */
+/* What the linears of one slice of at most SLICE_ROWS narrow rows read, for all layers: jobs, pairs
+ * and batch of every (layer, which) and of the head, made on the device from the rows' tenants,
+ * and the linears' inputs. A step of more narrow rows has several slices, each with tables of its
+ * own or one after the other. Definitions of a phase, a job, a set of planes: linear.h.
+ *
+ * Table layer * N_LINEARS + which; the head's is L * N_LINEARS. Column scales are the same where
+ * their pointers are. Memory is taken at open, nothing later. */
+struct job_tables; /* host memory, with the device addresses */
 err_t job_tables_open(struct job_tables **out, const struct model_shape *shape);
-void job_tables_close(struct job_tables *t);
-size_t job_tables_bytes(const struct job_tables *t);
-/* first_row: of the slice. */
+void job_tables_close(struct job_tables *t);         /* NULL: nothing */
+size_t job_tables_bytes(const struct job_tables *t); /* device memory held */
+
+/* Fills the tables of all layers for narrow rows first_row ... of the step. These two are launched
+ * without overlap, and so must be the next kernel after them (embed_launch is): later kernels
+ * read the tables before they wait for the kernel before them. */
 err_t job_tables_launch(struct job_tables *t, const struct gpu_step *s, int32_t first_row,
-                        int32_t max_rows, cudaStream_t stream);
+                        cudaStream_t stream);
+/* Fills the head's table for logits first_logit ... of the step; row_of_logit: [n_logits] device,
+ * the row of the step whose logits these are, narrow or wide. Logits of one tenant side by side
+ * share its bits. */
+err_t job_tables_head_launch(struct job_tables *t, const struct gpu_step *s,
+                             const int32_t *row_of_logit, int32_t first_logit, cudaStream_t stream);
 
-/* The kinds of input; the source is FP32 rows of the activations. */
-enum producer { PRODUCE_NORM, PRODUCE_CTX, PRODUCE_SWIGLU };
+/* Makes the input of the table's linear for its first max_rows rows: the norm of h, ctx as it
+ * stands, or silu(gate) * up, as two fp16 halves, bit planes and A x. Fills in `fill` what comes
+ * from the tables: in, batch, jobs, pairs. Rows of `a` are those of the step (not of the slice). */
+err_t produce_launch(struct job_tables *t, const struct gpu_activations *a, int32_t table,
+                     int32_t max_rows, struct linear_args *fill, cudaStream_t stream);
 
-/* Makes the linear's input for rows [first_row, first_row + max_rows) and its arguments' `in`,
- * `batch` and `jobs`; table: layer * N_LINEARS + which, or L * N_LINEARS for the head. For the
- * head, rows are those of the step's logits (gathered), the norm is the final one. */
-struct producer_args {
-    struct gpu_step step;
-    struct gpu_activations a;
-    enum producer kind;
-    int32_t norm_index; /* of PRODUCE_NORM */
-    int32_t n_k, table, first_row;
-    const int32_t *gather; /* head: row of each logit; else NULL */
-    const int32_t *n_rows; /* device: rows of the slice */
-};
-err_t produce_launch(struct job_tables *t, const struct producer_args *p, int32_t max_rows,
-                     struct linear_args *fill, cudaStream_t stream);
+/* What a tenant gives itself instead of W and its delta, after the linear of a table: parts with a
+ * dense matrix. y = dense x at [row][ld_y] of the slice, or added to it (`add`). Needed only when
+ * some tenant has_dense. */
+err_t own_parts_launch(struct job_tables *t, int32_t table, float *y, int32_t ld_y, bool add,
+                       int32_t max_rows, cudaStream_t stream);
+/* The same for the head: a dense lm_head, exact rows, -inf for ids that nothing gives.
+ * logits [rows][ld] */
+err_t own_logits_launch(struct job_tables *t, float *logits, int32_t ld, int32_t max_rows,
+                        cudaStream_t stream);
 
 /* Log-probabilities, penalties and the draw of up to max_logits rows of logits [rows][ld] FP32, as
  * struct logit_row says and as the CPU backend computes; results [n_logits] in device memory. */
