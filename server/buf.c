@@ -15,15 +15,17 @@ void buf_free(struct buf *b) {
 }
 
 err_t buf_add(struct buf *b, const void *data, size_t n) {
+    if (b->error)
+        return b->error;
     if (n > b->max_bytes - b->n)
-        return E_TOO_LARGE;
+        return b->error = E_TOO_LARGE;
     if (n > b->cap - b->n) {
         size_t cap = b->cap ? b->cap : 256;
         while (cap < b->n + n)
             cap *= 2;
         char *grown = realloc(b->data, cap);
         if (!grown)
-            return E_NOMEM;
+            return b->error = E_NOMEM;
         b->data = grown;
         b->cap = cap;
     }
@@ -43,7 +45,9 @@ err_t buf_printf(struct buf *b, const char *format, ...) {
     va_start(args, format);
     int n = vsnprintf(text, sizeof text, format, args);
     va_end(args);
-    return n < 0 || (size_t)n >= sizeof text ? E_INTERNAL : buf_add(b, text, (size_t)n);
+    if (n < 0 || (size_t)n >= sizeof text)
+        return b->error = E_INTERNAL;
+    return buf_add(b, text, (size_t)n);
 }
 
 void buf_drop(struct buf *b, size_t n) {

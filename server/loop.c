@@ -2,7 +2,7 @@
 
 #include "config/clock.h"
 #include "config/log.h"
-#include "server/completions.h"
+#include "server/generation.h"
 #include "server/listen.h"
 #include "server/route.h"
 #include "server/sdnotify.h"
@@ -33,7 +33,7 @@ void server_drain(struct server *s, int64_t limit_us) {
     engine_drain(s->engine);
     http_close_idle(s->http);
     sdnotify("STOPPING=1\nSTATUS=Draining.");
-    log_info("drain", "live=%d limit_ms=%lld", completions_live(s), (long long)(limit_us / 1000));
+    log_info("drain", "live=%d limit_ms=%lld", generation_live(s), (long long)(limit_us / 1000));
 }
 
 static void on_signal(uv_signal_t *signal, int number) {
@@ -44,18 +44,18 @@ static void on_signal(uv_signal_t *signal, int number) {
 
 static void on_engine(uv_poll_t *p, int status, int events) {
     (void)status, (void)events;
-    completions_poll(p->data);
+    generation_poll(p->data);
 }
 
 static void check_drain(struct server *s) {
     int64_t now = mono_us();
-    if (http_busy(s->http) == 0 && completions_live(s) == 0) {
+    if (http_busy(s->http) == 0 && generation_live(s) == 0) {
         uv_stop(&s->loop);
     } else if (now > s->drain_until_us + CUT_GRACE_US) {
-        log_warn("drain", "left=%d note=\"cut at the limit\"", completions_live(s));
+        log_warn("drain", "left=%d note=\"cut at the limit\"", generation_live(s));
         uv_stop(&s->loop);
     } else if (now > s->drain_until_us) {
-        completions_cut(s);
+        generation_cut(s);
     }
 }
 
@@ -149,6 +149,6 @@ void loop_close(struct server *s) {
     http_close(s->http);
     listen_remove(s->options->admin);
     listen_remove(s->options->listen);
-    completions_close(s);
+    generation_close(s);
     uv_loop_close(&s->loop);
 }

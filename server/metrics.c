@@ -5,7 +5,7 @@
 #include <string.h>
 
 #include "config/clock.h"
-#include "server/completions.h"
+#include "server/generation.h"
 #include "server/route.h"
 #include "server/server.h"
 

@@ -1,5 +1,7 @@
-/* The body of a completions request, every field validated once. Nothing here knows tenants or the
- * engine's limits; those are checked where the model is known. Any thread. */
+/* What a request for text asks for, read from its JSON body; every field is validated once, by the
+ * one table that the OpenAPI document is made from, too. The two endpoints (completions, chat)
+ * share this struct and the common fields; each adds fields of its own (surface.h). Nothing here
+ * knows tenants or the engine's limits; those are checked where the model is known. Any thread. */
 #ifndef SERVER_PARAMS_H
 #define SERVER_PARAMS_H
 
@@ -11,6 +13,8 @@ enum {
     PARAMS_MAX_STOPS = 16,
     PARAMS_MAX_STOP_BYTES = 4096, /* of all stop strings together */
     PARAMS_MAX_MODEL = 256,
+    PARAMS_MAX_N = 128,
+    PARAMS_IGNORED_BYTES = 160, /* names of ignored fields that are told to the client */
 };
 
 struct stop_text {
@@ -18,26 +22,47 @@ struct stop_text {
     size_t n;
 };
 
-struct params {
-    char model[PARAMS_MAX_MODEL];
-    char *text; /* prompt as text, owned; NULL: it came as ids */
+/* One prompt: text, ids, or text that became ids. */
+struct prompt {
+    char *text; /* owned; NULL: it came as ids */
     size_t n_text;
-    struct gen_request gen; /* ids and bias owned here until they are given on; n_top set */
-    struct stop_text stop[PARAMS_MAX_STOPS];
-    int n_stops;
-    bool echo, stream, include_usage, continuous_usage;
-    bool add_special_tokens, include_stop, skip_special_tokens, seeded;
-    uint32_t given; /* plain fields that the request set, a bit each (params.c) */
-    int n_unknown;  /* fields that were ignored */
+    int32_t *ids; /* [n_ids] owned; NULL until text was tokenised */
+    int32_t n_ids;
 };
 
+struct params {
+    char model[PARAMS_MAX_MODEL]; /* "": not given */
+    struct prompt *prompt;        /* [n_prompts] owned; chat has one */
+    int n_prompts;
+    struct gen_request gen; /* the sampling part; bias owned here, ids unused */
+    struct stop_text stop[PARAMS_MAX_STOPS];
+    int n_stops;
+    int32_t n, best_of;                  /* choices a prompt is answered with, drawn from */
+    int32_t n_logprobs, prompt_logprobs; /* -1: not asked for */
+    bool echo, stream, include_usage, continuous_usage;
+    bool add_special_tokens, include_stop, skip_special_tokens, seeded;
+    bool return_ids, pieces_as_ids;
+    uint64_t given; /* common fields that the request set, a bit each */
+    int n_unknown;  /* fields that were ignored, and the names of the first ones */
+    char ignored[PARAMS_IGNORED_BYTES];
+};
+
+struct surface;
 /* Reads and checks a body. On failure *field (static text or "") names the parameter and nothing is
  * owned. Errors: E_JSON, E_INVAL, E_UNSUPPORTED, E_TOO_LARGE, E_NOMEM. */
-err_t params_read(struct params *p, const char *body, size_t n, const char **field,
-                  struct why *why);
+err_t params_read(struct params *p, const struct surface *surface, const char *body, size_t n,
+                  const char **field, struct why *why);
 /* Sampling that the request left open as the model's generation_config.json says; values there that
  * no request could ask for are passed over. `generation` may be NULL. */
 void params_apply_defaults(struct params *p, const json_t *generation);
+/* Answers that the engine is asked for: prompts times best_of. */
+int64_t params_choices(const struct params *p);
 void params_free(struct params *p);
+
+/* For the readers of special fields: an integer, also when written as 5.0 (some clients' JSON has
+ * only doubles). */
+bool params_integer(const json_t *v, double low, double high, int64_t *out);
+/* `n` more prompts, zeroed; at most once. Errors: E_NOMEM. */
+err_t params_add_prompts(struct params *p, size_t n, struct why *why);
 
 #endif

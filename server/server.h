@@ -1,5 +1,5 @@
 /* The state of the daemon's one I/O thread and what its files share. Everything here is touched on
- * that thread only, except where a worker is handed its own piece (completions.c, admin.c). */
+ * that thread only, except where a worker is handed its own piece (generation.c, admin.c). */
 #ifndef SERVER_SERVER_H
 #define SERVER_SERVER_H
 
@@ -8,12 +8,12 @@
 #include "config/options.h"
 #include "engine/engine.h"
 #include "server/auth.h"
+#include "server/generation.h"
 #include "server/http.h"
 #include "server/metrics.h"
 #include "server/registry.h"
 #include "tokenizer/tokenizer.h"
 
-struct completion;
 struct load;
 
 struct server {
@@ -31,9 +31,7 @@ struct server {
     uv_signal_t sigterm, sigint;
     uv_timer_t second; /* watchdog, drain */
 
-    struct completion **live; /* [cap_live] by slot; NULL: free (completions.c) */
-    uint32_t cap_live, n_live;
-    uint64_t n_submitted;
+    struct live live;   /* requests in the engine (generation.c) */
     struct load *loads; /* tenant files on their way in, one is read at a time (admin.c) */
 
     bool draining;

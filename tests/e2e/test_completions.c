@@ -221,7 +221,7 @@ TEST(completions_errors_name_their_parameter) {
     refused(&d, "{\"model\":\"base\"}", 400, "prompt", "invalid_value");
     refused(&d, "{\"model\":\"base\",\"prompt\":\"a\",\"temperature\":3}", 400, "temperature",
             "invalid_value");
-    refused(&d, "{\"model\":\"base\",\"prompt\":\"a\",\"n\":2}", 400, "n", "unsupported");
+    refused(&d, "{\"model\":\"base\",\"prompt\":\"a\",\"n\":200}", 400, "n", "invalid_value");
     refused(&d, "{\"model\":\"base\",\"prompt\":[1,999999]}", 400, "prompt", "invalid_token");
     refused(&d, "{\"model\":\"base\",\"prompt\":\"a\",\"logit_bias\":{\"99999\":1}}", 400,
             "logit_bias", "invalid_token");

@@ -2,7 +2,8 @@
  * names nothing outside its table, and nothing is left behind. */
 #include <stdint.h>
 
-#include "server/params.h"
+#include "server/completions.h"
+#include "server/surface.h"
 #include "tests/check.h"
 
 void fuzz_completions(const uint8_t *data, size_t n);
@@ -11,17 +12,20 @@ void fuzz_completions(const uint8_t *data, size_t n) {
     struct params p;
     struct why why = {""};
     const char *field = NULL;
-    err_t e = params_read(&p, (const char *)data, n, &field, &why);
+    err_t e = params_read(&p, &surface_completions, (const char *)data, n, &field, &why);
     if (e) {
         if (!why.text[0] || err_http_status(e) >= 500)
             __builtin_trap();
         return;
     }
     const struct gen_request *g = &p.gen;
-    if (!p.model[0] || (!p.text && g->n_ids < 1) || g->max_tokens < 0 || g->n_top < -1 ||
-        g->n_top > GEN_MAX_TOP || !(g->temperature >= 0 && g->temperature <= 2) ||
-        g->n_stop_ids > GEN_MAX_STOP_IDS || g->n_bias > GEN_MAX_BIAS ||
-        p.n_stops > PARAMS_MAX_STOPS)
+    for (int i = 0; i < p.n_prompts; i++)
+        if (!p.prompt[i].text && p.prompt[i].n_ids < 1)
+            __builtin_trap();
+    if (p.n_prompts < 1 || p.n < 1 || p.best_of < p.n || p.best_of > PARAMS_MAX_N ||
+        g->max_tokens < 0 || g->n_top < -1 || g->n_top > GEN_MAX_TOP ||
+        !(g->temperature >= 0 && g->temperature <= 2) || g->n_stop_ids > GEN_MAX_STOP_IDS ||
+        g->n_bias > GEN_MAX_BIAS || p.n_stops > PARAMS_MAX_STOPS)
         __builtin_trap();
     params_free(&p);
 }
@@ -41,7 +45,7 @@ static const char *const seeds[] = {
     "{\"model\":\"m\",\"prompt\":[[1,2,3]],\"logprobs\":1,\"echo\":true,\"seed\":1234,"
     "\"temperature\":0,\"logit_bias\":{\"5\":-1.5},\"stop_token_ids\":[3,4]}",
     "{\"model\":\"m\",\"prompt\":[\"\\ud83c\\udf89 caf\\u00e9\"],\"top_p\":0.5,\"top_k\":40,"
-    "\"min_p\":0.1,\"presence_penalty\":1,\"n\":1,\"user\":null,\"min_tokens\":1e0}",
+    "\"min_p\":0.1,\"presence_penalty\":1,\"n\":2,\"best_of\":3,\"user\":null,\"min_tokens\":1e0}",
 };
 
 TEST(fuzz_completions_body_survives_mutations) {

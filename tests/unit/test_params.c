@@ -1,12 +1,13 @@
 #include <jansson.h>
 
-#include "server/params.h"
+#include "server/completions.h"
+#include "server/surface.h"
 #include "tests/check.h"
 
 #define MP "\"model\":\"m\",\"prompt\":\"x\""
 
 static err_t read(struct params *p, const char *body, const char **field, struct why *why) {
-    return params_read(p, body, strlen(body), field, why);
+    return params_read(p, &surface_completions, body, strlen(body), field, why);
 }
 
 TEST(params_have_the_documented_defaults) {
@@ -15,12 +16,14 @@ TEST(params_have_the_documented_defaults) {
     const char *field;
     CHECK_OK(read(&p, "{" MP "}", &field, &why), why);
     CHECK_STR(p.model, "m");
-    CHECK_STR(p.text, "x");
+    CHECK_STR(p.prompt[0].text, "x");
     CHECK_EQ(p.gen.max_tokens, 16);
     CHECK(p.gen.temperature == 1 && p.gen.top_p == 1 && p.gen.min_p == 0);
     CHECK(p.gen.repetition == 1 && p.gen.presence == 0 && p.gen.frequency == 0);
     CHECK_EQ(p.gen.top_k, 0);
     CHECK_EQ(p.gen.n_top, -1);
+    CHECK(p.n == 1 && p.best_of == 1 && p.prompt_logprobs == -1);
+    CHECK_EQ(params_choices(&p), 1);
     CHECK(!p.stream && !p.echo && !p.seeded && p.add_special_tokens && p.skip_special_tokens);
     params_free(&p);
 }
@@ -41,8 +44,8 @@ TEST(params_take_every_field) {
                   "\"suffix\":\"\",\"response_format\":{\"type\":\"text\"},\"priority\":3}",
                   &field, &why),
              why);
-    CHECK_EQ(p.gen.n_ids, 3);
-    CHECK_EQ(p.gen.ids[1], 2);
+    CHECK_EQ(p.prompt[0].n_ids, 3);
+    CHECK_EQ(p.prompt[0].ids[1], 2);
     CHECK(p.gen.max_tokens == 7 && p.gen.min_tokens == 2 && p.gen.top_k == -1);
     CHECK(p.gen.temperature == 0.5f && p.gen.top_p == 0.25f && p.gen.min_p == 0.125f);
     CHECK(p.gen.presence == -2 && p.gen.frequency == 2 && p.gen.repetition == 1.5f);
@@ -56,6 +59,7 @@ TEST(params_take_every_field) {
     CHECK(p.stream && p.include_usage && !p.add_special_tokens && p.include_stop);
     CHECK(!p.skip_special_tokens);
     CHECK_EQ(p.n_unknown, 2); /* priority, stream_options.new */
+    CHECK_STR(p.ignored, "priority");
     params_free(&p);
 }
 
@@ -104,7 +108,8 @@ TEST(params_take_one_prompt_in_any_of_its_four_shapes) {
         struct why why;
         const char *field;
         CHECK_OK(read(&p, bodies[i], &field, &why), why);
-        CHECK((p.text != NULL) != (p.gen.ids != NULL));
+        CHECK_EQ(p.n_prompts, 1);
+        CHECK((p.prompt[0].text != NULL) != (p.prompt[0].ids != NULL));
         params_free(&p);
     }
 }
@@ -114,7 +119,6 @@ TEST(params_name_the_field_that_is_wrong) {
         const char *body, *field;
         err_t error;
     } cases[] = {
-        {"{\"prompt\":\"x\"}", "model", E_INVAL},
         {"{\"model\":\"\",\"prompt\":\"x\"}", "model", E_INVAL},
         {"{\"model\":5,\"prompt\":\"x\"}", "model", E_INVAL},
         {"{\"model\":\"m\"}", "prompt", E_INVAL},
@@ -127,8 +131,11 @@ TEST(params_name_the_field_that_is_wrong) {
         {"{\"model\":\"m\",\"prompt\":[1.5]}", "prompt", E_INVAL},
         {"{\"model\":\"m\",\"prompt\":[2147483648]}", "prompt", E_INVAL},
         {"{\"model\":\"m\",\"prompt\":[true]}", "prompt", E_INVAL},
-        {"{\"model\":\"m\",\"prompt\":[\"a\",\"b\"]}", "prompt", E_UNSUPPORTED},
-        {"{\"model\":\"m\",\"prompt\":[[1],[2]]}", "prompt", E_UNSUPPORTED},
+        {"{\"model\":\"m\",\"prompt\":[\"a\",[1]]}", "prompt", E_INVAL},
+        {"{\"model\":\"m\",\"prompt\":[[1],\"a\"]}", "prompt", E_INVAL},
+        {"{\"model\":\"m\",\"prompt\":[[1],2]}", "prompt", E_INVAL},
+        {"{\"model\":\"m\",\"prompt\":[[1],[]]}", "prompt", E_INVAL},
+        {"{\"model\":\"m\",\"prompt\":[\"a\",null]}", "prompt", E_INVAL},
         {"{" MP ",\"max_tokens\":-1}", "max_tokens", E_INVAL},
         {"{" MP ",\"max_tokens\":1.5}", "max_tokens", E_INVAL},
         {"{" MP ",\"max_tokens\":\"5\"}", "max_tokens", E_INVAL},
@@ -169,9 +176,14 @@ TEST(params_name_the_field_that_is_wrong) {
          E_INVAL},
         {"{" MP ",\"ignore_eos\":0}", "ignore_eos", E_INVAL},
         {"{" MP ",\"user\":5}", "user", E_INVAL},
-        {"{" MP ",\"n\":2}", "n", E_UNSUPPORTED},
-        {"{" MP ",\"n\":true}", "n", E_UNSUPPORTED},
-        {"{" MP ",\"best_of\":3}", "best_of", E_UNSUPPORTED},
+        {"{" MP ",\"n\":0}", "n", E_INVAL},
+        {"{" MP ",\"n\":129}", "n", E_INVAL},
+        {"{" MP ",\"n\":true}", "n", E_INVAL},
+        {"{" MP ",\"best_of\":0}", "best_of", E_INVAL},
+        {"{" MP ",\"n\":3,\"best_of\":2}", "best_of", E_INVAL},
+        {"{" MP ",\"best_of\":2,\"stream\":true}", "best_of", E_INVAL},
+        {"{" MP ",\"prompt_logprobs\":1,\"stream\":true}", "prompt_logprobs", E_UNSUPPORTED},
+        {"{" MP ",\"prompt_logprobs\":21}", "prompt_logprobs", E_INVAL},
         {"{" MP ",\"suffix\":\"s\"}", "suffix", E_UNSUPPORTED},
         {"{" MP ",\"use_beam_search\":true}", "use_beam_search", E_UNSUPPORTED},
         {"{" MP ",\"response_format\":{\"type\":\"json_object\"}}", "response_format",
@@ -236,4 +248,23 @@ TEST(params_stop_json_bombs_before_they_grow) {
     check_bomb("[", 1 << 20, "{\"a\":", "]}");
     check_bomb("{\"a\":", 1 << 20, "", "1}");
     check_bomb("1,", 4 << 20, "{\"model\":\"m\",\"prompt\":[", "1]}");
+}
+
+TEST(params_take_several_prompts_and_answers) {
+    static const char *const prompts[] = {"[\"a\",\"\",\"c\"]", "[[1],[2,3],[4.0]]"};
+    for (int i = 0; i < 2; i++) {
+        char body[256];
+        struct params p;
+        struct why why;
+        const char *field;
+        snprintf(body, sizeof body, "{\"model\":\"m\",\"prompt\":%s,\"n\":2,\"best_of\":5}",
+                 prompts[i]);
+        CHECK_OK(read(&p, body, &field, &why), why);
+        CHECK_EQ(p.n_prompts, 3);
+        CHECK_EQ(params_choices(&p), 15);
+        CHECK_EQ(p.gen.n_top, 0); /* to rank by */
+        CHECK_EQ(p.n_logprobs, -1);
+        CHECK_EQ(p.prompt[1].n_ids, i ? 2 : 0);
+        params_free(&p);
+    }
 }

@@ -1,6 +1,8 @@
 #include <jansson.h>
 
+#include "server/completions.h"
 #include "server/reply.h"
+#include "server/surface.h"
 #include "tests/check.h"
 
 struct fixture {
@@ -17,33 +19,30 @@ static void open_fixture(struct fixture *f, const char *body) {
     const char *field;
     memset(f, 0, sizeof *f);
     CHECK_OK(tokenizer_open(&f->t, test_model("base"), &why), why);
-    CHECK_OK(params_read(&f->p, body, strlen(body), &field, &why), why);
-    if (f->p.text) {
-        CHECK_OK(tokenizer_encode(f->t, f->p.text, f->p.n_text, ENCODE_SPECIAL_TOKENS, 1 << 20,
-                                  1 << 20, &f->prompt, &f->n_prompt, &why),
-                 why);
-    } else {
-        f->n_prompt = f->p.gen.n_ids;
-        f->prompt = malloc((size_t)f->n_prompt * sizeof *f->prompt);
-        memcpy(f->prompt, f->p.gen.ids, (size_t)f->n_prompt * sizeof *f->prompt);
-    }
-    CHECK_EQ(reply_init(&f->r, &f->p, f->t, f->prompt, f->n_prompt), E_OK);
-    f->r.id = "cmpl-1";
-    f->r.model = "m";
-    f->r.fingerprint = "bd-0-1";
+    CHECK_OK(params_read(&f->p, &surface_completions, body, strlen(body), &field, &why), why);
+    struct prompt *prompt = &f->p.prompt[0];
+    for (int i = 0; i < f->p.n_prompts; i++)
+        if (f->p.prompt[i].text)
+            CHECK_OK(tokenizer_encode(f->t, f->p.prompt[i].text, f->p.prompt[i].n_text,
+                                      ENCODE_SPECIAL_TOKENS, 1 << 20, 1 << 20, &f->p.prompt[i].ids,
+                                      &f->p.prompt[i].n_ids, &why),
+                     why);
+    f->prompt = prompt->ids;
+    f->n_prompt = prompt->n_ids;
+    struct reply_names names = {"cmpl-1", "m", "bd-0-1", 1};
+    CHECK_EQ(reply_init(&f->r, &surface_completions, &f->p, f->t, &names), E_OK);
 }
 
 static void close_fixture(struct fixture *f) {
     reply_free(&f->r);
     params_free(&f->p);
     tokenizer_close(f->t);
-    free(f->prompt);
 }
 
 static void take_stream(struct fixture *f) {
     struct buf out;
     buf_init(&out, 1 << 20);
-    CHECK_EQ(reply_stream(&f->r, &out), E_OK);
+    CHECK_EQ(reply_stream(&f->r, 0, &out), E_OK);
     buf_add(&out, "", 1);
     for (char *line = strtok(out.data, "\n"); line; line = strtok(NULL, "\n")) {
         CHECK(strncmp(line, "data: ", 6) == 0);
@@ -59,20 +58,20 @@ static void take_stream(struct fixture *f) {
 
 /* Feeds the ids of `text` (as a continuation) one by one, then the end. */
 static void generate(struct fixture *f, const int32_t *ids, int32_t n) {
-    for (int32_t i = 0; i < n && !f->r.done; i++) {
+    for (int32_t i = 0; i < n && !f->r.choices[0].done; i++) {
         struct gen_event event = {.kind = GEN_TOKEN,
                                   .token = ids[i],
                                   .logprob = -0.5f,
                                   .n_top = 2,
                                   .top_id = {ids[i], 5},
                                   .top_logprob = {-0.5f, -1.5f}};
-        CHECK_EQ(reply_event(&f->r, &event), E_OK);
+        CHECK_EQ(reply_event(&f->r, 0, &event), E_OK);
         if (f->p.stream)
             take_stream(f);
     }
     struct gen_event end = {.kind = GEN_DONE, .finish = GEN_LENGTH, .token = -1};
-    if (!f->r.done) {
-        CHECK_EQ(reply_event(&f->r, &end), E_OK);
+    if (!f->r.choices[0].done) {
+        CHECK_EQ(reply_event(&f->r, 0, &end), E_OK);
         if (f->p.stream)
             take_stream(f);
     }
@@ -131,8 +130,9 @@ TEST(reply_streamed_text_equals_whole_text) {
             generate(&b, ids, n);
             json_t *tree = whole(&a);
             CHECK_STR(b.streamed, json_string_value(choice(tree, "text")));
-            CHECK_STR(json_string_value(choice(tree, "finish_reason")), b.r.finish_reason);
-            CHECK_EQ(a.r.n_completion, b.r.n_completion);
+            CHECK_STR(json_string_value(choice(tree, "finish_reason")),
+                      b.r.choices[0].finish_reason);
+            CHECK_EQ(a.r.choices[0].n_completion, b.r.choices[0].n_completion);
             json_decref(tree);
             free(ids);
             close_fixture(&a);
@@ -150,7 +150,7 @@ TEST(reply_cuts_at_the_stop_string_wherever_tokens_end) {
     CHECK_STR(json_string_value(choice(tree, "text")), " The quick brown fo");
     CHECK_STR(json_string_value(choice(tree, "finish_reason")), "stop");
     CHECK_STR(json_string_value(choice(tree, "stop_reason")), "x jumps ov");
-    CHECK((int32_t)f.r.n_completion < n);
+    CHECK((int32_t)f.r.choices[0].n_completion < n);
     json_decref(tree);
     close_fixture(&f);
 
@@ -175,7 +175,7 @@ TEST(reply_echo_with_logprobs_has_the_shape_that_harnesses_read) {
                                   .logprob = -0.1f * (float)i,
                                   .top_id = {77},
                                   .top_logprob = {-0.05f}};
-        CHECK_EQ(reply_event(&f.r, &event), E_OK);
+        CHECK_EQ(reply_event(&f.r, 0, &event), E_OK);
     }
     /* The one token is the end of the text: still exactly one entry. */
     struct gen_event end = {.kind = GEN_DONE,
@@ -185,7 +185,7 @@ TEST(reply_echo_with_logprobs_has_the_shape_that_harnesses_read) {
                             .n_top = 1,
                             .top_id = {2},
                             .top_logprob = {-0.3f}};
-    CHECK_EQ(reply_event(&f.r, &end), E_OK);
+    CHECK_EQ(reply_event(&f.r, 0, &end), E_OK);
     json_t *tree = whole(&f), *logprobs = choice(tree, "logprobs");
     json_t *token_logprobs = json_object_get(logprobs, "token_logprobs");
     json_t *top = json_object_get(logprobs, "top_logprobs");
@@ -214,9 +214,9 @@ TEST(reply_writes_minus_infinity_as_a_number) {
     struct fixture f;
     open_fixture(&f, "{\"model\":\"m\",\"prompt\":\"a\",\"logprobs\":0}");
     struct gen_event event = {.kind = GEN_TOKEN, .token = 300, .logprob = -1.0f / 0.0f};
-    CHECK_EQ(reply_event(&f.r, &event), E_OK);
+    CHECK_EQ(reply_event(&f.r, 0, &event), E_OK);
     struct gen_event end = {.kind = GEN_DONE, .finish = GEN_LENGTH, .token = -1};
-    CHECK_EQ(reply_event(&f.r, &end), E_OK);
+    CHECK_EQ(reply_event(&f.r, 0, &end), E_OK);
     json_t *tree = whole(&f);
     json_t *list = json_object_get(choice(tree, "logprobs"), "token_logprobs");
     CHECK(json_real_value(json_array_get(list, 0)) == -9999.0);
@@ -229,8 +229,9 @@ TEST(reply_counts_text_offsets_in_characters) {
     int32_t *ids = NULL;
     open_fixture(&f, "{\"model\":\"m\",\"prompt\":\"caf\xc3\xa9\",\"echo\":true,\"logprobs\":0}");
     for (int32_t i = 1; i < f.n_prompt; i++)
-        CHECK_EQ(reply_event(&f.r, &(struct gen_event){.kind = GEN_PROMPT, .token = f.prompt[i]}),
-                 E_OK);
+        CHECK_EQ(
+            reply_event(&f.r, 0, &(struct gen_event){.kind = GEN_PROMPT, .token = f.prompt[i]}),
+            E_OK);
     int32_t n = encode(&f, "\xe4\xb8\x96 x", &ids);
     generate(&f, ids, n);
     json_t *tree = whole(&f), *logprobs = choice(tree, "logprobs");
