@@ -11,4 +11,8 @@
 err_t backend_open(struct kernels **out, const char *device, const struct model_shape *shape,
                    int32_t max_rows, int32_t threads, struct why *why);
 
+/* Reserves device memory and fills it: for what stands in host memory already. Any thread. *device
+ * is NULL after an error. Errors: E_NOMEM, E_DEVICE. */
+err_t backend_upload(struct kernels *k, const void *data, size_t bytes, void **device);
+
 #endif

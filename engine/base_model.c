@@ -1,4 +1,4 @@
-/* Loading is a list of independent slabs and a few threads that take the next one each. */
+/* Loading is a list of independent matrices and a few threads that take the next one each. */
 #include "engine/base_model.h"
 
 #include <stdatomic.h>
@@ -8,9 +8,10 @@
 
 #include "config/clock.h"
 #include "config/log.h"
+#include "engine/backend.h"
 
 enum {
-    MAX_LOADERS = 16,   /* more readers than this only queue at the disk */
+    MAX_LOADERS = 8,    /* each holds a matrix; more readers would only queue at the disk */
     PART_NAME_CAP = 96, /* "model.layers.N.self_attn.q_proj.weight" */
 };
 
@@ -18,7 +19,7 @@ struct loading {
     struct base_model *base;
     _Atomic int32_t next;
     _Atomic bool failed;
-    pthread_mutex_t lock; /* place() takes one caller at a time; guards error and why as well */
+    pthread_mutex_t lock; /* guards error and why */
     err_t error;
     struct why why;
 };
@@ -34,16 +35,7 @@ static const struct model_shape *shape_of(const struct base_model *b) {
     return &b->checkpoint.config.shape;
 }
 
-/* ---- one slab -------------------------------------------------------------------------------- */
-
-static size_t linear_bytes(const struct model_shape *s, enum linear which) {
-    size_t n = 0;
-    for (int32_t i = 0; i < linear_n_parts(which); i++) {
-        enum part p = (enum part)((int32_t)linear_first_part(which) + i);
-        n += (size_t)part_rows(s, p) * (size_t)part_cols(s, p);
-    }
-    return n * sizeof(uint16_t);
-}
+/* ---- one matrix ------------------------------------------------------------------------------ */
 
 /* dst: [N joined, K] fp16 */
 static err_t read_linear(const struct base_model *b, int32_t layer, enum linear which,
@@ -77,65 +69,55 @@ static err_t read_norms(const struct base_model *b, float *dst, struct why *why)
     return E_OK;
 }
 
-/* Slabs after the linears. */
-enum { SLAB_NORM, SLAB_EMBED, SLAB_HEAD };
-
-static size_t slab_bytes(const struct base_model *b, int32_t i) {
+static err_t read_matrix(const struct base_model *b, int32_t i, void *dst, struct why *why) {
     const struct model_shape *s = shape_of(b);
-    int32_t n_linears = s->n_layers * N_LINEARS;
-    if (i < n_linears)
-        return linear_bytes(s, (enum linear)(i % N_LINEARS));
-    if (i == n_linears + SLAB_NORM)
-        return (size_t)(2 * s->n_layers + 1) * (size_t)s->dim * sizeof(float);
-    return (size_t)s->vocab * (size_t)s->dim * sizeof(uint16_t);
-}
-
-static err_t read_slab(const struct base_model *b, int32_t i, void *dst, struct why *why) {
-    const struct model_shape *s = shape_of(b);
-    int32_t n_linears = s->n_layers * N_LINEARS;
-    if (i < n_linears)
+    if (i < base_embed(s))
         return read_linear(b, i / N_LINEARS, (enum linear)(i % N_LINEARS), dst, why);
-    if (i == n_linears + SLAB_NORM)
-        return read_norms(b, dst, why);
-    const char *name = i == n_linears + SLAB_EMBED ? "model.embed_tokens.weight" : "lm_head.weight";
-    return checkpoint_read_f16(&b->checkpoint, name, dst, (size_t)s->vocab * (size_t)s->dim, why);
+    const char *name = i == base_embed(s) ? "model.embed_tokens.weight" : "lm_head.weight";
+    return checkpoint_read_f16(&b->checkpoint, name, dst, base_matrix_bytes(s, i) / 2, why);
 }
 
-static err_t place_slab(struct loading *l, int32_t i, void *block, size_t bytes, struct why *why) {
-    struct base_model *b = l->base;
-    pthread_mutex_lock(&l->lock);
-    err_t e = b->kernels->ops->place(b->kernels, block, bytes, &b->slab[i].device);
-    if (!e) {
-        b->slab[i].bytes = bytes;
-        b->bytes += bytes;
-    }
-    pthread_mutex_unlock(&l->lock);
-    if (e)
-        why_set(why, e, "the base model does not fit the device's memory: placing %zu bytes failed",
-                bytes);
-    return e;
-}
-
-static err_t load_slab(struct loading *l, int32_t i, struct why *why) {
-    size_t bytes = slab_bytes(l->base, i);
+static err_t load_matrix(struct loading *l, int32_t i, struct why *why) {
+    struct kernels *k = l->base->kernels;
+    size_t bytes = base_matrix_bytes(shape_of(l->base), i);
     void *block = host_block(bytes);
     if (!block)
         return why_set(why, E_NOMEM, "no memory for %zu bytes of the base model", bytes);
-    err_t e = read_slab(l->base, i, block, why);
-    if (e)
+    err_t e = read_matrix(l->base, i, block, why);
+    if (e) {
         host_block_free(block, bytes);
-    return e ? e : place_slab(l, i, block, bytes, why);
+        return e;
+    }
+    e = k->ops->place_base(k, i, block);
+    return e ? why_set(why, e, "matrix %d of the base model, %zu bytes, could not be placed: %s", i,
+                       bytes, err_sentence(e))
+             : E_OK;
+}
+
+static err_t load_norms(struct base_model *b, struct why *why) {
+    const struct model_shape *s = shape_of(b);
+    size_t bytes = (size_t)(2 * s->n_layers + 1) * (size_t)s->dim * sizeof(float);
+    float *host = malloc(bytes);
+    err_t e = host ? read_norms(b, host, why) : why_set(why, E_NOMEM, "no memory for the norms");
+    if (!e) {
+        e = backend_upload(b->kernels, host, bytes, &b->norm);
+        if (e)
+            why_set(why, e, "no device memory for the norms: %zu bytes", bytes);
+        b->bytes += bytes;
+    }
+    free(host);
+    return e;
 }
 
 /* ---- all of them ----------------------------------------------------------------------------- */
 
 static void *loader_thread(void *arg) {
     struct loading *l = arg;
-    for (int32_t i; (i = atomic_fetch_add(&l->next, 1)) < l->base->n_slabs;) {
+    for (int32_t i; (i = atomic_fetch_add(&l->next, 1)) < base_matrices(shape_of(l->base));) {
         struct why why;
         if (atomic_load(&l->failed))
             break;
-        err_t e = load_slab(l, i, &why);
+        err_t e = load_matrix(l, i, &why);
         if (!e)
             continue;
         atomic_store(&l->failed, true);
@@ -149,7 +131,7 @@ static void *loader_thread(void *arg) {
     return NULL;
 }
 
-static err_t load_slabs(struct base_model *b, int32_t threads, struct why *why) {
+static err_t load_matrices(struct base_model *b, int32_t threads, struct why *why) {
     struct loading l = {.base = b};
     pthread_t thread[MAX_LOADERS];
     int32_t n = 0, want = threads > 0 ? threads : (int32_t)sysconf(_SC_NPROCESSORS_ONLN);
@@ -164,16 +146,6 @@ static err_t load_slabs(struct base_model *b, int32_t threads, struct why *why) 
     if (l.error && why)
         *why = l.why;
     return l.error;
-}
-
-static void bind_weights(struct base_model *b) {
-    int32_t n_linears = shape_of(b)->n_layers * N_LINEARS;
-    for (int32_t i = 0; i < n_linears; i++)
-        b->weights.linear[i] = b->slab[i].device;
-    b->norm = b->slab[n_linears + SLAB_NORM].device;
-    b->weights.embed = b->slab[n_linears + SLAB_EMBED].device;
-    b->weights.head =
-        b->checkpoint.config.tied ? b->weights.embed : b->slab[n_linears + SLAB_HEAD].device;
 }
 
 /* ---- the fingerprint ------------------------------------------------------------------------- */
@@ -221,20 +193,16 @@ const char *base_model_fingerprint_now(struct base_model *b) {
 
 err_t base_model_load(struct base_model *b, struct kernels *k, int32_t threads, struct why *why) {
     const struct model_shape *s = shape_of(b);
-    int32_t n_linears = s->n_layers * N_LINEARS;
+    int64_t start = mono_us();
     b->kernels = k;
-    b->n_slabs = n_linears + (b->checkpoint.config.tied ? SLAB_HEAD : SLAB_HEAD + 1);
-    b->slab = calloc((size_t)b->n_slabs, sizeof *b->slab);
-    b->weights.linear = calloc((size_t)n_linears, sizeof *b->weights.linear);
-    if (!b->slab || !b->weights.linear)
-        return why_set(why, E_NOMEM, "no memory for the base model's tables");
-    err_t e = load_slabs(b, threads, why);
+    for (int32_t i = 0; i < base_matrices(s); i++)
+        b->bytes += base_matrix_bytes(s, i);
+    err_t e = load_norms(b, why);
+    if (!e)
+        e = load_matrices(b, threads, why);
     if (e)
         return e;
-    bind_weights(b);
-    e = k->ops->bind_base(k, &b->weights);
-    if (e)
-        return why_set(why, e, "the %s backend did not take the base model", k->ops->name);
+    log_info("base", "loaded bytes=%zu us=%lld", b->bytes, (long long)(mono_us() - start));
     b->hashing = pthread_create(&b->hasher, NULL, hasher_thread, b) == 0;
     return b->hashing ? E_OK : why_set(why, E_NOMEM, "no thread for the base's fingerprint");
 }
@@ -242,11 +210,10 @@ err_t base_model_load(struct base_model *b, struct kernels *k, int32_t threads, 
 void base_model_close(struct base_model *b) {
     if (b->hashing)
         pthread_join(b->hasher, NULL);
-    for (int32_t i = 0; b->slab && i < b->n_slabs; i++)
-        if (b->slab[i].device)
-            b->kernels->ops->unplace(b->kernels, b->slab[i].device, b->slab[i].bytes);
-    free(b->slab);
-    free(b->weights.linear);
+    if (b->norm)
+        b->kernels->ops->release(b->kernels, b->norm,
+                                 (size_t)(2 * shape_of(b)->n_layers + 1) *
+                                     (size_t)shape_of(b)->dim * sizeof(float));
     checkpoint_close(&b->checkpoint);
     pthread_cond_destroy(&b->hashed);
     pthread_mutex_destroy(&b->lock);

@@ -1,9 +1,10 @@
-/* The base model on the device: the checkpoint's matrices, joined as the backend wants them, and
- * the fingerprint that tenants are checked against.
+/* The base model on its way to the device: the checkpoint's matrices, joined as the backend wants
+ * them, and the fingerprint that tenants are checked against.
  *
- * Matrices are read, converted and placed by several threads, one matrix at a time each, so that
- * the host holds no second copy of the model. The fingerprint takes a pass over all bytes, so a
- * thread of its own computes it behind the first requests; who needs it waits for it. */
+ * Matrices are read and converted by a few threads, one matrix at a time each, and given to the
+ * backend, so that the host never holds the model beside the device. The fingerprint takes a pass
+ * over all bytes, so a thread of its own computes it behind the first requests; who needs it waits
+ * for it. */
 #ifndef ENGINE_BASE_MODEL_H
 #define ENGINE_BASE_MODEL_H
 
@@ -11,19 +12,11 @@
 
 #include "engine/checkpoint.h"
 
-struct base_slab {
-    void *device; /* owned by the backend, given back in base_model_close */
-    size_t bytes;
-};
-
 struct base_model {
     struct checkpoint checkpoint;
-    struct kernels *kernels;     /* borrowed */
-    struct base_slab *slab;      /* [n_slabs] owned: L * N_LINEARS, then norms, embedding, head */
-    int32_t n_slabs;             /* without the head when it is tied */
-    struct base_weights weights; /* into the slabs; weights.linear is owned */
-    const float *norm;           /* [2L + 1, D] device, into a slab */
-    size_t bytes;                /* of all slabs */
+    struct kernels *kernels; /* borrowed */
+    void *norm;              /* [2L + 1, D] float, device; owned */
+    size_t bytes;            /* of all matrices and norms */
 
     pthread_t hasher;
     bool hashing;          /* the thread was started and not joined */

@@ -196,6 +196,7 @@ static err_t open_model(struct engine *e, const struct engine_options *o, struct
         return error;
     struct model_shape *shape = &e->base.checkpoint.config.shape;
     shape->max_vocab = shape->vocab + o->extra_vocab;
+    shape->tied = e->base.checkpoint.config.tied;
     error = backend_open(&e->kernels, o->device, shape, o->max_batch_tokens, o->threads, why);
     if (!error)
         error = base_model_load(&e->base, e->kernels, o->threads, why);

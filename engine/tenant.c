@@ -7,6 +7,7 @@
 #include <sys/stat.h>
 #include <time.h>
 
+#include "engine/backend.h"
 #include "engine/rope.h"
 
 /* ---- tables of angles ------------------------------------------------------------------------ */
@@ -18,7 +19,7 @@ static struct rope_table *find_table(const struct tenant_store *s, const struct 
     return t;
 }
 
-/* device_lock held. */
+/* tables_lock held. */
 static err_t make_table(struct tenant_store *s, const struct model_config *c,
                         struct rope_table **out) {
     struct rope_table *t = calloc(1, sizeof *t);
@@ -27,26 +28,24 @@ static err_t make_table(struct tenant_store *s, const struct model_config *c,
     t->config = c->rope;
     t->context = c->context;
     t->bytes = rope_floats(c->context, c->shape.head_dim) * sizeof(float);
-    float *block = host_block(t->bytes);
-    if (!block) {
-        free(t);
-        return E_NOMEM;
+    float *host = malloc(t->bytes);
+    err_t e = host ? E_OK : E_NOMEM;
+    if (!e) {
+        rope_fill(host, &c->rope, c->context, c->shape.head_dim);
+        e = backend_upload(s->kernels, host, t->bytes, &t->device);
     }
-    rope_fill(block, &c->rope, c->context, c->shape.head_dim);
-    void *device;
-    err_t e = s->kernels->ops->place(s->kernels, block, t->bytes, &device);
+    free(host);
     if (e) {
         free(t);
         return e;
     }
-    t->device = device;
     t->next = s->tables;
     s->tables = t;
     *out = t;
     return E_OK;
 }
 
-/* device_lock held. */
+/* tables_lock held. */
 static err_t take_table(struct tenant_store *s, const struct model_config *c,
                         struct rope_table **out) {
     *out = find_table(s, c);
@@ -56,7 +55,7 @@ static err_t take_table(struct tenant_store *s, const struct model_config *c,
     return e;
 }
 
-/* device_lock held. */
+/* tables_lock held. */
 static void drop_table(struct tenant_store *s, struct rope_table *t) {
     if (!t || --t->refs > 0)
         return;
@@ -64,7 +63,7 @@ static void drop_table(struct tenant_store *s, struct rope_table *t) {
     while (*at != t)
         at = &(*at)->next;
     *at = t->next;
-    s->kernels->ops->unplace(s->kernels, t->device, t->bytes);
+    s->kernels->ops->release(s->kernels, t->device, t->bytes);
     free(t);
 }
 
@@ -100,11 +99,12 @@ static void unreserve(struct tenant_store *s, size_t bytes) {
 /* Frees what a tenant holds, whole or half loaded. */
 static void release(struct tenant *t) {
     struct tenant_store *s = t->store;
-    pthread_mutex_lock(&s->device_lock);
-    if (t->device)
-        s->kernels->ops->unplace(s->kernels, t->device, t->file.block_bytes);
+    if (t->bound)
+        s->kernels->ops->unbind_tenant(s->kernels, &t->weights);
+    s->kernels->ops->release(s->kernels, t->device, t->file.block_bytes);
+    pthread_mutex_lock(&s->tables_lock);
     drop_table(s, t->rope);
-    pthread_mutex_unlock(&s->device_lock);
+    pthread_mutex_unlock(&s->tables_lock);
     tenant_file_free(&t->file);
     unreserve(s, t->bytes);
     free(t);
@@ -213,24 +213,22 @@ static err_t read_file(struct tenant *t, int fd, const char *label, struct why *
 
 static err_t place(struct tenant *t, const char *label, struct why *why) {
     struct tenant_store *s = t->store;
-    void *block = t->file.block, *device = NULL;
-    pthread_mutex_lock(&s->device_lock);
+    pthread_mutex_lock(&s->tables_lock);
     err_t e = take_table(s, &t->file.meta.config, &t->rope);
-    if (!e) {
-        t->file.block = NULL; /* the backend's now, also on failure */
-        e = s->kernels->ops->place(s->kernels, block, t->file.block_bytes, &device);
-        t->device = e ? NULL : device;
-    }
-    pthread_mutex_unlock(&s->device_lock);
+    pthread_mutex_unlock(&s->tables_lock);
+    if (!e)
+        e = backend_upload(s->kernels, t->file.block, t->file.block_bytes, &t->device);
     if (e)
         return why_set(why, e, "%.200s does not fit the device: %zu bytes could not be placed",
                        label, t->file.block_bytes);
-    tenant_file_move(&t->file, device);
+    tenant_file_move(&t->file, t->device);
+    host_block_free(t->file.block, t->file.block_bytes);
+    t->file.block = NULL;
     return E_OK;
 }
 
-static void publish(struct tenant *t) {
-    struct tenant_store *s = t->store;
+/* What steps see of the tenant. */
+static err_t bind(struct tenant *t, const char *label, struct why *why) {
     const struct tenant_file *f = &t->file;
     fill_config(t, &f->meta.config);
     t->weights.norm = f->norm;
@@ -238,6 +236,16 @@ static void publish(struct tenant *t) {
     t->weights.delta = f->delta;
     t->weights.embed = f->embed;
     t->weights.head = f->head;
+    err_t e = t->store->kernels->ops->bind_tenant(t->store->kernels, &t->weights, why);
+    if (e)
+        return why_prefix(why, e, "%.200s", label);
+    t->bound = true;
+    return E_OK;
+}
+
+static void publish(struct tenant *t) {
+    struct tenant_store *s = t->store;
+    const struct tenant_file *f = &t->file;
     memcpy(t->info.hash, f->meta.hash, sizeof t->info.hash);
     t->info.bytes = t->bytes;
     t->info.file_bytes = f->file_bytes;
@@ -261,6 +269,8 @@ err_t tenant_load(struct tenant_store *s, int fd, const char *label, struct tena
     err_t e = read_file(t, fd, label, why);
     if (!e)
         e = place(t, label, why);
+    if (!e)
+        e = bind(t, label, why);
     if (e) {
         release(t);
         return e;
@@ -285,19 +295,21 @@ static err_t open_base(struct tenant_store *s, struct why *why) {
     t->info.generation_json = s->base->checkpoint.generation_json;
     t->info.tokenizer_json = t->info.made_json = t->info.quality_json = "{}";
     atomic_store(&t->refs, 1);
-    pthread_mutex_lock(&s->device_lock);
+    pthread_mutex_lock(&s->tables_lock);
     err_t e = t->weights.delta ? take_table(s, c, &t->rope) : E_NOMEM;
-    pthread_mutex_unlock(&s->device_lock);
+    pthread_mutex_unlock(&s->tables_lock);
     if (e)
         return why_set(why, e, "no memory for the angles of %d positions", c->context);
     t->weights.rope = t->rope->device;
-    return E_OK;
+    e = s->kernels->ops->bind_tenant(s->kernels, &t->weights, why);
+    t->bound = e == E_OK;
+    return e;
 }
 
 err_t tenant_store_open(struct tenant_store *s, struct base_model *base, size_t max_bytes,
                         struct why *why) {
     *s = (struct tenant_store){.kernels = base->kernels, .base = base, .max_bytes = max_bytes};
-    pthread_mutex_init(&s->device_lock, NULL);
+    pthread_mutex_init(&s->tables_lock, NULL);
     pthread_mutex_init(&s->lock, NULL);
     pthread_cond_init(&s->changed, NULL);
     err_t e = open_base(s, why);
@@ -317,10 +329,12 @@ void tenant_store_close(struct tenant_store *s) {
         pthread_mutex_unlock(&s->lock);
         pthread_join(s->keeper, NULL);
     }
+    if (s->of_base.bound)
+        s->kernels->ops->unbind_tenant(s->kernels, &s->of_base.weights);
     drop_table(s, s->of_base.rope);
     free(s->of_base.weights.delta);
     pthread_cond_destroy(&s->changed);
     pthread_mutex_destroy(&s->lock);
-    pthread_mutex_destroy(&s->device_lock);
+    pthread_mutex_destroy(&s->tables_lock);
     *s = (struct tenant_store){0};
 }

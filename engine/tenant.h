@@ -18,7 +18,7 @@
 struct rope_table {
     struct rope_config config;
     int32_t context;
-    float *device; /* [context, E/2, 2] */
+    void *device; /* float [context, E/2, 2] */
     size_t bytes;
     int32_t refs;
     struct rope_table *next;
@@ -31,6 +31,7 @@ struct tenant {
     void *device;            /* NULL: the base */
     size_t bytes;            /* counted against the store's limit */
     struct rope_table *rope;
+    bool bound; /* the backend knows `weights` */
     struct tenant_store *store;
     _Atomic int32_t refs;
     struct tenant *next_dead;
@@ -43,7 +44,7 @@ struct tenant_store {
     size_t max_bytes; /* 0: no limit */
     struct tenant of_base;
 
-    pthread_mutex_t device_lock; /* place and unplace, and the list of tables */
+    pthread_mutex_t tables_lock; /* held while a table is made */
     struct rope_table *tables;
 
     pthread_mutex_t lock; /* the following; held for a few instructions only */

@@ -14,8 +14,8 @@
  *
  * Shape letters, used everywhere: T rows (tokens) in the step, D model dim, H query heads, K kv
  * heads, E head dim, F ffn dim, V vocabulary, L layers, P tokens in a KV page; a matrix is W [N, K]
- * (out, in). Thread: every function is called by the engine thread alone, except place/unplace (any
- * one thread at a time beside the engine thread) and memory_used. */
+ * (out, in). Thread: the step's functions are called by the engine thread alone; what places, binds
+ * and counts memory by any threads at once, beside it. */
 #ifndef KERNELS_KERNELS_H
 #define KERNELS_KERNELS_H
 
@@ -33,6 +33,7 @@ enum {
     TILE_ROWS = 16,      /* a tile of sign bits: 16 rows x 256 columns, 512 bytes */
     TILE_COLS = 256,
     TILE_BYTES = 512,
+    WINDOW_BYTES = 1 << 20, /* most that goes to the device in one piece */
 };
 
 /* ---- model shape ---------------------------------------------------------------------------- */
@@ -43,6 +44,7 @@ struct model_shape {
     int32_t max_vocab;      /* widest vocabulary a tenant may have; logits are this wide */
     int32_t sliding_window; /* of the base, as is norm_eps: rows use those of their tenant */
     float norm_eps;
+    bool tied; /* the base's lm_head is its embedding */
 };
 
 /* The matrices that run as one product. Parts are joined along N in this order. */
@@ -51,14 +53,10 @@ enum linear { LINEAR_QKV, LINEAR_O, LINEAR_GATE_UP, LINEAR_DOWN, N_LINEARS };
 enum part { PART_Q, PART_K, PART_V, PART_O, PART_GATE, PART_UP, PART_DOWN, N_PARTS };
 enum norm { NORM_ATTN, NORM_FFN }; /* the final norm belongs to head() */
 
-/* ---- weights: pointers into memory placed on the device; borrowed by the backend --------------
- */
-
-struct base_weights {
-    const uint16_t *embed;   /* [V, D] fp16 */
-    const uint16_t *head;    /* [V, D] fp16; equal to embed when tied */
-    const uint16_t **linear; /* [L * N_LINEARS] -> [N joined, K] fp16 row-major */
-};
+/* ---- weights ---------------------------------------------------------------------------------
+ * The base's matrices are given to the backend, which keeps them in a form of its own. Those of a
+ * tenant stand as the pointers below say in memory from reserve(), borrowed while the tenant is
+ * bound. */
 
 /* One sign plane: contributes  diag(row) S diag(col) x.  S is +1 where the bit is set, else -1.
  * bits: [ceil(N/16)][ceil(K/256)] tiles in the A-fragment order of mma.m16n8k256 (PTX ISA, "Matrix
@@ -103,8 +101,9 @@ struct tenant_weights {
     int32_t sliding_window; /* 0: none; else a query at p sees keys p-window+1 .. p */
     float norm_eps;
     bool tied;           /* lm_head is this tenant's embedding; `head` is ignored */
-    struct delta *delta; /* [L * N_PARTS], host memory */
+    struct delta *delta; /* [L * N_PARTS], host memory; NULL: no deltas */
     struct vocab_matrix embed, head;
+    void *bound; /* the backend's, from bind_tenant to unbind_tenant */
 };
 
 /* ---- one step -------------------------------------------------------------------------------- */
@@ -178,18 +177,32 @@ struct kernels_ops {
     /* One line for people: instruction set and threads, or card. Borrowed. */
     const char *(*describe)(const struct kernels *k);
 
-    /* Takes a block from host_block() and gives its address on the device (the CPU backend: the
-     * same address). The block is then the backend's, also on failure. E_NOMEM when it does not
-     * fit. */
-    err_t (*place)(struct kernels *k, void *block, size_t bytes, void **device);
-    void (*unplace)(struct kernels *k, void *device, size_t bytes);
-    size_t (*memory_used)(const struct kernels *k); /* bytes placed, KV and activations */
-    /* Bytes that place and kv_open could still get (CPU: MemAvailable within the cgroup's limit) */
+    /* Device memory for weights, aligned to 256 bytes; what it holds is undefined. E_NOMEM. */
+    err_t (*reserve)(struct kernels *k, size_t bytes, void **device);
+    void (*release)(struct kernels *k, void *device, size_t bytes);
+    /* The way into it: stage gives a window, host memory to write what shall stand in `device` ..
+     * `device` + bytes - 1 (of one reservation; at most WINDOW_BYTES), and commit, which must
+     * follow, sends it off. stage may wait for windows of others, so a thread has one at a time.
+     * On the CPU the window is the place itself. settle waits until all that was committed before
+     * has arrived. E_DEVICE. */
+    err_t (*stage)(struct kernels *k, void *device, size_t bytes, void **window);
+    err_t (*commit)(struct kernels *k, void *device, void *window, size_t bytes);
+    err_t (*settle)(struct kernels *k);
+    size_t (*memory_used)(const struct kernels *k); /* bytes of weights, KV and activations */
+    /* Bytes that reserve and kv_open could still get (CPU: MemAvailable within the cgroup's limit)
+     */
     size_t (*memory_free)(const struct kernels *k);
     size_t (*kv_page_bytes)(const struct kernels *k); /* one KV page: keys and values, all layers */
 
-    /* Tells the backend the base, once, before the first step. */
-    err_t (*bind_base)(struct kernels *k, const struct base_weights *base);
+    /* Takes matrix i of the base (base_matrix_bytes), fp16 row-major in a block from host_block():
+     * the block is the backend's from here on, also on failure. Each once, all before the first
+     * step; the order is free. */
+    err_t (*place_base)(struct kernels *k, int32_t i, void *block);
+    /* Makes a tenant fit for steps; its weights have arrived and stay until unbind_tenant, whose
+     * caller knows that no step uses it. E_UNSUPPORTED: a tenant that the backend cannot do. */
+    err_t (*bind_tenant)(struct kernels *k, struct tenant_weights *t, struct why *why);
+    void (*unbind_tenant)(struct kernels *k, struct tenant_weights *t);
+    /* Once, after the base is placed and before the first step. */
     err_t (*kv_open)(struct kernels *k, int32_t n_pages);
 
     err_t (*begin)(struct kernels *k, const struct step *step);      /* step: borrowed until end */
@@ -216,7 +229,7 @@ struct kernels {
 err_t kernels_cpu_open(struct kernels **out, const struct model_shape *shape, int32_t max_rows,
                        int32_t threads, struct why *why);
 
-/* Page-aligned, zeroed host memory that place() takes; free with host_block_free if not placed. */
+/* Page-aligned, zeroed host memory; free with host_block_free unless place_base took it. */
 void *host_block(size_t bytes);
 void host_block_free(void *block, size_t bytes);
 
@@ -262,6 +275,30 @@ static inline enum part linear_first_part(enum linear which) {
 static inline int32_t linear_n_parts(enum linear which) {
     static const int32_t n[N_LINEARS] = {3, 1, 2, 1};
     return n[which];
+}
+/* Rows of a joined matrix. */
+static inline int32_t linear_rows(const struct model_shape *s, enum linear which) {
+    int32_t n = 0;
+    for (int32_t i = 0; i < linear_n_parts(which); i++)
+        n += part_rows(s, (enum part)((int32_t)linear_first_part(which) + i));
+    return n;
+}
+/* The base's matrices: layer * N_LINEARS + which, then the embedding, then the lm_head unless it is
+ * tied. */
+static inline int32_t base_embed(const struct model_shape *s) {
+    return s->n_layers * N_LINEARS;
+}
+static inline int32_t base_matrices(const struct model_shape *s) {
+    return base_embed(s) + (s->tied ? 1 : 2);
+}
+static inline size_t base_matrix_bytes(const struct model_shape *s, int32_t i) {
+    enum linear which = (enum linear)(i % N_LINEARS);
+    size_t n = (size_t)s->vocab, k = (size_t)s->dim;
+    if (i < base_embed(s)) {
+        n = (size_t)linear_rows(s, which);
+        k = (size_t)part_cols(s, linear_first_part(which));
+    }
+    return n * k * sizeof(uint16_t);
 }
 
 #endif

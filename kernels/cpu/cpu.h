@@ -1,6 +1,6 @@
-/* The CPU backend's state, shared by its own files. Owned by the engine thread; place/unplace touch
- * `placed` alone. Activations are FP32, rows ld_* floats apart; nothing is allocated after open but
- * the KV pages. */
+/* The CPU backend's state, shared by its own files. Owned by the engine thread; other threads touch
+ * `placed` and the base's matrices before the first step alone. Activations are FP32, rows ld_*
+ * floats apart; nothing is allocated after open but the KV pages. */
 #ifndef KERNELS_CPU_CPU_H
 #define KERNELS_CPU_CPU_H
 
@@ -45,7 +45,7 @@ struct cpu {
     const struct isa *isa;
     struct pool *pool;
     struct model_shape shape;
-    struct base_weights weights; /* as bound */
+    uint16_t **base_matrix; /* [base_matrices] as kernels.h orders them; owned, as what they name */
     int32_t max_rows;
     char description[128];
 
@@ -82,6 +82,15 @@ err_t cpu_open_isa(struct kernels **out, const struct model_shape *shape, int32_
  * [n_rows * the widest rank sum]. */
 void product_run(struct cpu *c, struct product *p, float *lowrank);
 
+static inline const uint16_t *base_linear(const struct cpu *c, int32_t layer, enum linear which) {
+    return c->base_matrix[layer * N_LINEARS + (int32_t)which];
+}
+static inline const uint16_t *base_vocab(const struct cpu *c, bool head) {
+    return c->base_matrix[base_embed(&c->shape) + (head && !c->shape.tied)];
+}
+
+/* bind_tenant: checks what the products' scratch can hold. */
+err_t cpu_bind_tenant(struct kernels *k, struct tenant_weights *t, struct why *why);
 err_t cpu_begin(struct kernels *k, const struct step *step);
 err_t cpu_end(struct kernels *k);
 void cpu_embed(struct kernels *k);

@@ -44,7 +44,7 @@ static void head_shares(const struct head_chunk *h, struct product *p) {
         *s = (struct share){.first = i, .n = 1, .n_out = t->vocab, .w = m->dense};
         if (!m->dense) {
             s->n_out = c->shape.vocab < t->vocab ? c->shape.vocab : t->vocab;
-            s->w = t->tied ? c->weights.embed : c->weights.head;
+            s->w = base_vocab(c, !t->tied);
             s->delta = &m->delta;
         }
         if (p->part[0].n_out < s->n_out)

@@ -95,6 +95,9 @@ static void cpu_close(struct kernels *k) {
     pool_close(c->pool);
     host_block_free(c->kv, c->kv_bytes);
     host_block_free(c->block, c->block_bytes);
+    for (int32_t i = 0; c->base_matrix && i < base_matrices(&c->shape); i++)
+        host_block_free(c->base_matrix[i], base_matrix_bytes(&c->shape, i));
+    free(c->base_matrix);
     free(c);
 }
 
@@ -102,15 +105,46 @@ static const char *cpu_describe(const struct kernels *k) {
     return ((const struct cpu *)k)->description;
 }
 
-static err_t cpu_place(struct kernels *k, void *block, size_t bytes, void **device) {
+static err_t cpu_reserve(struct kernels *k, size_t bytes, void **device) {
+    *device = host_block(bytes);
+    if (!*device)
+        return E_NOMEM;
     atomic_fetch_add(&cpu_of(k)->placed, bytes);
-    *device = block;
     return E_OK;
 }
 
-static void cpu_unplace(struct kernels *k, void *device, size_t bytes) {
+static void cpu_release(struct kernels *k, void *device, size_t bytes) {
+    if (!device)
+        return;
     atomic_fetch_sub(&cpu_of(k)->placed, bytes);
     host_block_free(device, bytes);
+}
+
+static err_t cpu_stage(struct kernels *k, void *device, size_t bytes, void **window) {
+    (void)k;
+    *window = device;
+    return bytes <= WINDOW_BYTES ? E_OK : E_INVAL;
+}
+
+static err_t cpu_commit(struct kernels *k, void *device, void *window, size_t bytes) {
+    (void)k, (void)bytes;
+    return window == device ? E_OK : E_INVAL;
+}
+
+static err_t cpu_settle(struct kernels *k) {
+    (void)k;
+    return E_OK;
+}
+
+static err_t cpu_place_base(struct kernels *k, int32_t i, void *block) {
+    struct cpu *c = cpu_of(k);
+    c->base_matrix[i] = block;
+    atomic_fetch_add(&c->placed, base_matrix_bytes(&c->shape, i));
+    return E_OK;
+}
+
+static void cpu_unbind_tenant(struct kernels *k, struct tenant_weights *t) {
+    (void)k, (void)t;
 }
 
 static size_t cpu_memory_used(const struct kernels *k) {
@@ -126,11 +160,6 @@ static size_t cpu_memory_free(const struct kernels *k) {
 static size_t cpu_kv_page_bytes(const struct kernels *k) {
     const struct cpu *c = (const struct cpu *)k;
     return (size_t)c->shape.n_layers * kv_page_stride(c) * sizeof(float);
-}
-
-static err_t cpu_bind_base(struct kernels *k, const struct base_weights *base) {
-    cpu_of(k)->weights = *base;
-    return E_OK;
 }
 
 static err_t cpu_kv_open(struct kernels *k, int32_t n_pages) {
@@ -149,12 +178,17 @@ static const struct kernels_ops cpu_ops = {
     .name = "cpu",
     .close = cpu_close,
     .describe = cpu_describe,
-    .place = cpu_place,
-    .unplace = cpu_unplace,
+    .reserve = cpu_reserve,
+    .release = cpu_release,
+    .stage = cpu_stage,
+    .commit = cpu_commit,
+    .settle = cpu_settle,
     .memory_used = cpu_memory_used,
     .memory_free = cpu_memory_free,
     .kv_page_bytes = cpu_kv_page_bytes,
-    .bind_base = cpu_bind_base,
+    .place_base = cpu_place_base,
+    .bind_tenant = cpu_bind_tenant,
+    .unbind_tenant = cpu_unbind_tenant,
     .kv_open = cpu_kv_open,
     .begin = cpu_begin,
     .embed = cpu_embed,
@@ -194,7 +228,8 @@ err_t cpu_open_isa(struct kernels **out, const struct model_shape *shape, int32_
     c->isa = isa ? isa : best_isa();
     c->shape = *shape;
     c->max_rows = max_rows;
-    e = pool_open(&c->pool, threads);
+    c->base_matrix = calloc((size_t)base_matrices(shape), sizeof *c->base_matrix);
+    e = c->base_matrix ? pool_open(&c->pool, threads) : E_NOMEM;
     if (!e) {
         c->block_bytes = carve_all(c, NULL);
         c->block = host_block(c->block_bytes);

@@ -256,7 +256,7 @@ void cpu_linear(struct kernels *k, int32_t layer, enum linear which) {
     p.ldx = which == LINEAR_O ? c->ld_ctx : which == LINEAR_DOWN ? c->ld_act : c->ld_h;
     p.out = which == LINEAR_QKV ? c->qkv : which == LINEAR_GATE_UP ? c->gate_up : c->h;
     p.ldo = which == LINEAR_QKV ? c->ld_qkv : which == LINEAR_GATE_UP ? c->ld_gate_up : c->ld_h;
-    const uint16_t *w = c->weights.linear[layer * N_LINEARS + (int32_t)which];
+    const uint16_t *w = base_linear(c, layer, which);
     int32_t out0 = 0;
     for (int32_t i = 0; i < p.n_parts; i++) {
         enum part part = linear_first_part(which) + (enum part)i;
@@ -279,6 +279,6 @@ void cpu_linear(struct kernels *k, int32_t layer, enum linear which) {
         out0 += pp->n_out;
     }
     /* A x goes where nothing lives now: gate|up is empty until its own product, and act until
-     * SwiGLU. cpu_begin checked the room. */
+     * SwiGLU. cpu_bind_tenant checked the room. */
     product_run(c, &p, which == LINEAR_GATE_UP ? c->act : c->gate_up);
 }

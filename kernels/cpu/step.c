@@ -18,7 +18,7 @@ static void run_rows(struct cpu *c, pool_fn fn, void *arg, int32_t n, size_t ele
         fn(arg, i, 0);
 }
 
-/* ---- begin, end ------------------------------------------------------------------------------ */
+/* ---- bind, begin, end ------------------------------------------------------------------------ */
 
 /* The scratch that A x has in each product: cpu_linear and cpu_head say where. Pairs of at most
  * half the rank of their matrix, which is all that tenant files may hold, fit unless D exceeds F by
@@ -38,14 +38,24 @@ static bool lowrank_fits(const struct cpu *c, const struct tenant_weights *t) {
     return (size_t)(t->tied ? t->embed : t->head).delta.rank <= c->ld_gate_up;
 }
 
+err_t cpu_bind_tenant(struct kernels *k, struct tenant_weights *t, struct why *why) {
+    const struct cpu *c = cpu_of(k);
+    if (!lowrank_fits(c, t))
+        return why_set(why, E_UNSUPPORTED,
+                       "a low-rank pair has more ranks than the CPU backend has room for");
+    if (t->vocab < 1 || (size_t)t->vocab > c->ld_logits || t->context < 1)
+        return why_set(why, E_UNSUPPORTED,
+                       "a vocabulary of %d is more than the logits' width of %d", t->vocab,
+                       (int)c->ld_logits);
+    return E_OK;
+}
+
 static err_t map_groups(struct cpu *c, const struct step *step) {
     int32_t row = 0;
     for (int32_t i = 0; i < step->n_groups; i++) {
         const struct row_group *g = &step->group[i];
         if (g->first != row || g->n < 1 || g->n > step->n_rows - row)
             return E_INVAL;
-        if (!lowrank_fits(c, g->tenant) || (size_t)g->tenant->vocab > c->ld_logits)
-            return E_UNSUPPORTED;
         for (; row < g->first + g->n; row++) {
             c->row_group[row] = i;
             if (step->token[row] < 0 || step->token[row] >= g->tenant->vocab)
@@ -140,7 +150,7 @@ static void embed_row(void *arg, int32_t row, int32_t thread) {
     if (own) {
         c->isa->widen(own, dim, h);
     } else if (id < c->shape.vocab) {
-        c->isa->widen(c->weights.embed + (size_t)id * (size_t)dim, dim, h);
+        c->isa->widen(base_vocab(c, false) + (size_t)id * (size_t)dim, dim, h);
         embed_delta(&t->embed.delta, id, dim, h);
     } else {
         for (int32_t j = 0; j < dim; j++) /* a file that promised a row it lacks: not finite */

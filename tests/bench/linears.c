@@ -14,7 +14,7 @@ enum { TENANTS = 4, PREFILL = 256, MAX_RUNS = 33 };
 struct bench_model {
     const char *name;
     struct model_shape shape;
-    struct base_weights base;
+    uint16_t **base; /* matrices as kernels.h orders them; the backend's */
     struct tenant_weights tenant[1 + TENANTS]; /* 0: the base */
     struct kernels *k;
     uint64_t random;
@@ -62,15 +62,9 @@ static void make(struct bench_model *m) {
     int32_t layers = s->n_layers;
     struct why why;
     m->random = 88172645463325252u;
-    m->base.embed = m->base.head = halves(m, (size_t)s->vocab * (size_t)s->dim);
-    m->base.linear = memory(sizeof *m->base.linear * (size_t)(layers * N_LINEARS));
-    for (int32_t i = 0; i < layers * N_LINEARS; i++) {
-        enum part first = linear_first_part((enum linear)(i % N_LINEARS));
-        size_t n = 0;
-        for (int32_t p = 0; p < linear_n_parts((enum linear)(i % N_LINEARS)); p++)
-            n += (size_t)part_rows(s, first + (enum part)p);
-        m->base.linear[i] = halves(m, n * (size_t)part_cols(s, first));
-    }
+    m->base = memory(sizeof *m->base * (size_t)base_matrices(s));
+    for (int32_t i = 0; i < base_matrices(s); i++)
+        m->base[i] = halves(m, base_matrix_bytes(s, i) / 2);
     for (int32_t t = 0; t <= TENANTS; t++) {
         m->tenant[t] = (struct tenant_weights){
             .rope = memory((size_t)s->head_dim * 4096), .context = 512, .vocab = s->vocab};
@@ -85,7 +79,8 @@ static void make(struct bench_model *m) {
         fprintf(stderr, "%s\n", why.text);
         exit(1);
     }
-    m->k->ops->bind_base(m->k, &m->base);
+    for (int32_t i = 0; i < base_matrices(s); i++)
+        m->k->ops->place_base(m->k, i, m->base[i]);
 }
 
 /* Starts a step of `rows` rows spread over tenants first .. first + n - 1 and fills the inputs. */
@@ -130,8 +125,7 @@ static void check(struct bench_model *m, const struct step *step, enum linear wh
     for (int32_t r = 0; r < n; r += 1 + n / 37) {
         double sum = 0;
         for (int32_t i = 0; i < k; i++) {
-            double w =
-                (double)half_to_float(m->base.linear[which][(size_t)r * (size_t)k + (size_t)i]);
+            double w = (double)half_to_float(m->base[which][(size_t)r * (size_t)k + (size_t)i]);
             if (d)
                 w += d->plane[0].bits[plane_word(r, i, k)] >> (i % 32) & 1 ? 0.001 : -0.001;
             sum += w * (double)x[(size_t)row * ldx + (size_t)i];
@@ -222,8 +216,8 @@ static void report(struct bench_model *m, const struct ceilings *c) {
 
 void bench_linears(const struct ceilings *c) {
     static struct bench_model models[] = {
-        {.name = "7B", .shape = {1, 4096, 32, 32, 128, 11008, 256, 256, 0, 1e-5f}, .runs = 9},
-        {.name = "demo", .shape = {8, 256, 4, 2, 64, 768, 256, 256, 0, 1e-5f}, .runs = 33},
+        {.name = "7B", .shape = {1, 4096, 32, 32, 128, 11008, 256, 256, 0, 1e-5f, true}, .runs = 9},
+        {.name = "demo", .shape = {8, 256, 4, 2, 64, 768, 256, 256, 0, 1e-5f, true}, .runs = 33},
     };
     models[0].ceiling_gbps = c->dram_gbps;
     models[1].ceiling_gbps = c->cache_gbps;

@@ -127,25 +127,33 @@ void model_make(struct model *m, const int32_t shape[7]) {
         .norm_eps = 1e-5f,
     };
     const struct model_shape *s = &m->shape;
-    size_t vocab = (size_t)s->vocab, dim = (size_t)s->dim;
-    m->base.embed = random_half(m, vocab * dim, 0.5f);
-    m->base.head = random_half(m, vocab * dim, 0.2f);
-    m->base.linear = zeroed(sizeof *m->base.linear * LAYERS * N_LINEARS);
-    for (int32_t i = 0; i < LAYERS * N_LINEARS; i++) {
-        enum part first = linear_first_part((enum linear)(i % N_LINEARS));
-        size_t n = 0;
-        for (int32_t p = 0; p < linear_n_parts((enum linear)(i % N_LINEARS)); p++)
-            n += (size_t)part_rows(s, first + (enum part)p);
-        m->base.linear[i] = random_half(m, n * (size_t)part_cols(s, first), 0.06f);
-    }
+    CHECK(base_matrices(s) <= M_MAX_BASE);
+    for (int32_t i = 0; i < base_matrices(s); i++)
+        m->base[i] = random_half(m, base_matrix_bytes(s, i) / 2,
+                                 i < base_embed(s)    ? 0.06f
+                                 : i == base_embed(s) ? 0.5f
+                                                      : 0.2f);
     for (int32_t i = 0; i < M_TENANTS; i++)
         make_tenant(m, i);
+}
+
+void model_place(struct kernels *k, const struct model *m) {
+    struct why why = {""};
+    for (int32_t i = 0; i < base_matrices(&m->shape); i++) {
+        size_t bytes = base_matrix_bytes(&m->shape, i);
+        void *copy = memcpy(zeroed(bytes), m->base[i], bytes); /* the backend's from here on */
+        CHECK_EQ(k->ops->place_base(k, i, copy), 0);
+    }
+    for (int32_t i = 0; i < M_TENANTS; i++) {
+        struct tenant_weights t = m->tenant[i];
+        CHECK_OK(k->ops->bind_tenant(k, &t, &why), why);
+    }
 }
 
 void model_open(struct kernels **k, const struct model *m, const struct isa *isa, int32_t threads) {
     struct why why = {""};
     CHECK_OK(cpu_open_isa(k, &m->shape, M_MAX_ROWS, threads, isa, &why), why);
-    CHECK_EQ((*k)->ops->bind_base(*k, &m->base), 0);
+    model_place(*k, m);
     CHECK_EQ((*k)->ops->kv_open(*k, M_MAX_PAGES), 0);
 }
 
@@ -224,7 +232,7 @@ double model_weight(const struct model *m, int32_t tenant, int32_t layer, enum p
     if (d && d->dense)
         return (double)half_to_float(d->dense[n * cols + k]);
     double w = (double)half_to_float(
-        m->base.linear[layer * N_LINEARS + which][(size_t)at * (size_t)cols + (size_t)k]);
+        m->base[layer * N_LINEARS + which][(size_t)at * (size_t)cols + (size_t)k]);
     return d ? w + delta_weight(d, n, k, cols) : w;
 }
 
@@ -237,7 +245,7 @@ double model_vocab_weight(const struct model *m, int32_t tenant, bool head, int3
             return (double)half_to_float(v->row[i * dim + k]);
     if (v->dense)
         return (double)half_to_float(v->dense[id * dim + k]);
-    const uint16_t *base = head && !t->tied ? m->base.head : m->base.embed;
+    const uint16_t *base = m->base[base_embed(&m->shape) + (head && !t->tied)];
     return (double)half_to_float(base[id * dim + k]) + delta_weight(&v->delta, id, k, dim);
 }
 

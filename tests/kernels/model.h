@@ -12,11 +12,12 @@ enum {
     M_MAX_PAGES = 64,
     M_ISAS = 4,
     M_MAX_ROWS = 96,
+    M_MAX_BASE = 16,
 };
 
 struct model {
     struct model_shape shape;
-    struct base_weights base;
+    uint16_t *base[M_MAX_BASE]; /* matrices as kernels.h orders them */
     struct tenant_weights tenant[M_TENANTS];
     unsigned random;
 };
@@ -24,6 +25,8 @@ struct model {
 /* Shape: dim, heads, kv heads, head dim, ffn, vocab, window. Memory is never freed: a test is a
  * process. */
 void model_make(struct model *m, const int32_t shape[7]);
+/* Gives a backend a copy of the base, and lets it check the tenants. */
+void model_place(struct kernels *k, const struct model *m);
 void model_open(struct kernels **k, const struct model *m, const struct isa *isa, int32_t threads);
 
 /* A step of `n` sequences: rows[i] rows of tenant[i] (ascending) from position[i] on; a sequence's

@@ -265,8 +265,11 @@ TEST(kernels_refuse_a_step_that_does_not_fit) {
     CHECK_EQ(k->ops->begin(k, &s.step), E_INVAL);
     s.step.n_rows = 3;
     m.tenant[1].delta[PART_O].rank = 100000;
-    CHECK_EQ(k->ops->begin(k, &s.step), E_UNSUPPORTED);
+    struct why why = {""};
+    CHECK_EQ(k->ops->bind_tenant(k, &m.tenant[1], &why), E_UNSUPPORTED);
+    CHECK_HAS(why.text, "ranks");
     m.tenant[1].delta[PART_O].rank = 0;
+    CHECK_EQ(k->ops->bind_tenant(k, &m.tenant[1], &why), 0);
     CHECK_EQ(k->ops->begin(k, &s.step), 0);
     k->ops->close(k);
 }

@@ -11,7 +11,7 @@ static const float guard = 12345.5f;
 
 /* A backend only for its scratch. */
 static struct kernels *open_any(void) {
-    static const struct model_shape shape = {1, 256, 4, 4, 64, 256, 256, 256, 0, 1e-5f};
+    static const struct model_shape shape = {1, 256, 4, 4, 64, 256, 256, 256, 0, 1e-5f, false};
     struct kernels *k;
     struct why why = {""};
     CHECK_OK(cpu_open_isa(&k, &shape, 4, 1, NULL, &why), why);
