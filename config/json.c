@@ -36,12 +36,17 @@ static err_t within_bounds(const char *text, size_t n, const char *label, int ma
 
 err_t json_parse(json_t **out, const char *text, size_t n, const char *label, int max_depth,
                  size_t max_values, struct why *why) {
+    return json_parse_flags(out, text, n, label, max_depth, max_values, 0, why);
+}
+
+err_t json_parse_flags(json_t **out, const char *text, size_t n, const char *label, int max_depth,
+                       size_t max_values, size_t flags, struct why *why) {
     *out = NULL;
     err_t e = within_bounds(text, n, label, max_depth, max_values, why);
     if (e)
         return e;
     json_error_t error;
-    *out = json_loadb(text, n, JSON_REJECT_DUPLICATES, &error);
+    *out = json_loadb(text, n, JSON_REJECT_DUPLICATES | flags, &error);
     if (*out)
         return E_OK;
     if (json_error_code(&error) == json_error_out_of_memory)

@@ -20,6 +20,10 @@ enum {
 };
 
 /* What the generation knows of one choice beside its text. */
+_Static_assert((int)PARAMS_IGNORED_BYTES == (int)HTTP_IGNORED_BYTES &&
+                   (int)PARAMS_MAX_MODEL == (int)HTTP_SCOPE_BYTES,
+               "copied as they are");
+
 struct ticket {
     uint64_t engine_id;
     int64_t last_token_us;
@@ -455,6 +459,8 @@ static err_t find_model(struct generation *g) {
     struct server *s = g->server;
     struct params *p = &g->params;
     g->field = "model";
+    if (g->x->scope[0]) /* the address has the last word */
+        memcpy(p->model, g->x->scope, sizeof g->x->scope);
     if (!p->model[0])
         return why_set(&g->why, E_INVAL, "'model' is required.");
     struct served *model = registry_find(&s->registry, p->model);
@@ -490,6 +496,7 @@ static void parsed(struct generation *g) {
         return;
     }
     s->metrics.unknown_fields += (uint64_t)g->params.n_unknown;
+    memcpy(g->x->ignored, g->params.ignored, sizeof g->params.ignored);
     if (text_bytes(g) <= INLINE_TEXT_BYTES) {
         prepare(g);
         prepared(g);

@@ -24,6 +24,8 @@ enum {
     HTTP_OUT_BYTES = 256 * 1024, /* unsent bytes of one stream; a client this far behind is cut */
     HTTP_MAX_PATH = 512,
     HTTP_ID_BYTES = GUARD_MAX_ID + 1,
+    HTTP_SCOPE_BYTES = 256,
+    HTTP_IGNORED_BYTES = 160,
 };
 
 struct http;
@@ -38,13 +40,14 @@ struct exchange {
     struct http *http;
     struct conn *conn;
     enum exchange_state state;
-    bool admin; /* came in through the admin listener */
-    char method[16], path[HTTP_MAX_PATH];
-    char id[HTTP_ID_BYTES];    /* x-request-id of the reply */
-    struct guard head;         /* borrowed pointers valid in hooks.head only */
-    const struct route *route; /* set by hooks.head */
-    size_t max_body_bytes;     /* set by hooks.head; 0: no body is taken */
-    struct buf body;           /* whole when hooks.request runs */
+    bool admin;                           /* came in through the admin listener */
+    char method[16], path[HTTP_MAX_PATH]; /* path: without the scope */
+    char scope[HTTP_SCOPE_BYTES];         /* model that the address names: /t/{scope}/..., or "" */
+    char id[HTTP_ID_BYTES];               /* x-request-id of the reply */
+    struct guard head;                    /* borrowed pointers valid in hooks.head only */
+    const struct route *route;            /* set by hooks.head */
+    size_t max_body_bytes;                /* set by hooks.head; 0: no body is taken */
+    struct buf body;                      /* whole when hooks.request runs */
     size_t drained_bytes;
     int64_t start_us;
 
@@ -53,8 +56,9 @@ struct exchange {
 
     int status; /* 0: not answered yet */
     bool streaming, finished, aborted, queued, close;
-    const char *content_type; /* static */
-    char allow[64];           /* Allow header of a 405, or "" */
+    const char *content_type;         /* static */
+    char allow[64];                   /* Allow header of a 405, or "" */
+    char ignored[HTTP_IGNORED_BYTES]; /* x-ignored-fields header, or "" */
     struct buf out;
     size_t out_at; /* bytes of out already handed to libmicrohttpd */
     struct MHD_Response *response;

@@ -7,7 +7,8 @@
 #include "config/utf8.h"
 
 err_t json_read_object(const char *data, size_t n, json_t **out, struct why *why) {
-    err_t e = json_parse(out, data, n, "The body", JSON_MAX_DEPTH, JSON_MAX_VALUES, why);
+    err_t e = json_parse_flags(out, data, n, "The body", JSON_MAX_DEPTH, JSON_MAX_VALUES,
+                               JSON_ALLOW_NUL, why);
     if (e)
         return e == E_FORMAT ? E_JSON : e;
     if (json_is_object(*out))

@@ -131,6 +131,8 @@ static err_t serve(const struct options *o, struct why *why) {
         e = open_model(s, why);
     if (!e && o->autoload)
         admin_autoload(s);
+    if (!e)
+        e = registry_read_aliases(&s->registry, o->aliases, why);
     if (!e) {
         e = loop_open(s, why);
         if (!e)

@@ -1,4 +1,5 @@
-/* GET /v1/models and /v1/models/{id}: the base first, then the tenants by name. Loop thread. */
+/* GET /v1/models and /v1/models/{id}: the base first, then the tenants and the aliases by name.
+ * Loop thread. */
 #ifndef SERVER_MODELS_H
 #define SERVER_MODELS_H
 

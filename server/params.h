@@ -14,7 +14,7 @@ enum {
     PARAMS_MAX_STOP_BYTES = 4096, /* of all stop strings together */
     PARAMS_MAX_MODEL = 256,
     PARAMS_MAX_N = 128,
-    PARAMS_IGNORED_BYTES = 160, /* names of ignored fields that are told to the client */
+    PARAMS_IGNORED_BYTES = 160, /* = HTTP_IGNORED_BYTES */
 };
 
 struct stop_text {

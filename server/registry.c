@@ -5,7 +5,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-enum { MAX_TENANTS = 100000 };
+enum { MAX_TENANTS = 100000, MAX_ALIASES = 100000 };
 
 bool registry_name_ok(const char *name) {
     static const char alnum[] = "0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz";
@@ -66,6 +66,7 @@ void registry_close(struct registry *r) {
     for (int i = 0; i < r->n; i++)
         served_unref(r->tenants[i]);
     free(r->tenants);
+    free(r->aliases);
     served_unref(r->base);
     *r = (struct registry){0};
 }
@@ -83,12 +84,121 @@ static int place_of(const struct registry *r, const char *name) {
     return low;
 }
 
-struct served *registry_find(const struct registry *r, const char *name) {
-    if (strcmp(name, r->base->name) == 0)
-        return r->base;
+static struct served *find_tenant(const struct registry *r, const char *name) {
     int i = place_of(r, name);
     return i < r->n && strcmp(r->tenants[i]->name, name) == 0 ? r->tenants[i] : NULL;
 }
+
+static struct served *find_served(const struct registry *r, const char *name) {
+    return strcmp(name, r->base->name) == 0 ? r->base : find_tenant(r, name);
+}
+
+/* Index of the first alias whose name is not below `name`. */
+static int alias_place(const struct registry *r, const char *name) {
+    int low = 0, high = r->n_aliases;
+    while (low < high) {
+        int middle = low + (high - low) / 2;
+        if (strcmp(r->aliases[middle].name, name) < 0)
+            low = middle + 1;
+        else
+            high = middle;
+    }
+    return low;
+}
+
+static struct alias *find_alias(const struct registry *r, const char *name) {
+    int i = alias_place(r, name);
+    bool found = i < r->n_aliases && strcmp(r->aliases[i].name, name) == 0;
+    return found ? &r->aliases[i] : NULL;
+}
+
+static struct served *find_any(const struct registry *r, const char *name) {
+    struct served *s = find_served(r, name);
+    const struct alias *alias = s ? NULL : find_alias(r, name);
+    return alias ? find_served(r, alias->target) : s;
+}
+
+struct served *registry_find(const struct registry *r, const char *name) {
+    struct served *s = find_any(r, name);
+    size_t n = strlen(r->base->name);
+    if (!s && strncmp(name, r->base->name, n) == 0 && name[n] == ':')
+        s = find_any(r, name + n + 1);
+    return s;
+}
+
+/* --- aliases -------------------------------------------------------------------------------- */
+
+static err_t reserve_alias(struct registry *r, struct why *why) {
+    if (r->n_aliases < r->cap_aliases)
+        return E_OK;
+    if (r->n_aliases == MAX_ALIASES)
+        return why_set(why, E_NOMEM, "No more than %d aliases.", MAX_ALIASES);
+    int cap = r->cap_aliases ? 2 * r->cap_aliases : 16;
+    struct alias *grown = realloc(r->aliases, (size_t)cap * sizeof *grown);
+    if (!grown)
+        return why_set(why, E_NOMEM, "%s", err_sentence(E_NOMEM));
+    r->aliases = grown;
+    r->cap_aliases = cap;
+    return E_OK;
+}
+
+err_t registry_alias(struct registry *r, const char *name, const char *target, bool *replaced,
+                     struct why *why) {
+    if (!registry_name_ok(name))
+        return why_set(why, E_INVAL,
+                       "An alias is 1 to 64 of A-Z a-z 0-9 . _ : - and starts with a letter or "
+                       "digit.");
+    if (find_served(r, name))
+        return why_set(why, E_INVAL, "'%s' is the name of a model already.", name);
+    if (strcmp(target, r->base->name) != 0 && !registry_name_ok(target))
+        return why_set(why, E_INVAL, "The target of an alias is the name of the base or a tenant.");
+    if (strcmp(name, target) == 0 || find_alias(r, target))
+        return why_set(why, E_INVAL, "The target of an alias cannot be an alias.");
+    struct alias *alias = find_alias(r, name);
+    *replaced = alias != NULL;
+    err_t e = alias ? E_OK : reserve_alias(r, why);
+    if (e)
+        return e;
+    if (!alias) {
+        int i = alias_place(r, name);
+        alias = &r->aliases[i];
+        memmove(alias + 1, alias, (size_t)(r->n_aliases - i) * sizeof *alias);
+        r->n_aliases++;
+        snprintf(alias->name, sizeof alias->name, "%s", name);
+    }
+    snprintf(alias->target, sizeof alias->target, "%s", target);
+    return E_OK;
+}
+
+bool registry_unalias(struct registry *r, const char *name) {
+    struct alias *alias = find_alias(r, name);
+    if (!alias)
+        return false;
+    int i = (int)(alias - r->aliases);
+    r->n_aliases--;
+    memmove(alias, alias + 1, (size_t)(r->n_aliases - i) * sizeof *alias);
+    return true;
+}
+
+err_t registry_read_aliases(struct registry *r, const char *text, struct why *why) {
+    while (text && *text) {
+        char name[REGISTRY_NAME_BYTES], target[256];
+        bool replaced = false;
+        int n = 0;
+        if (sscanf(text, " %64[^ =,] = %255[^ =,] %n", name, target, &n) != 2 || n == 0 ||
+            (text[n] && text[n] != ','))
+            return why_set(why, E_CONFIG, "--aliases: \"%.60s\" is not NAME=TARGET, ...", text);
+        err_t e = registry_alias(r, name, target, &replaced, why);
+        if (!e && replaced)
+            e = why_set(why, E_CONFIG, "%s stands there twice", name);
+        if (e)
+            return why_prefix(why, E_CONFIG, "--aliases");
+        text += n + (text[n] == ',');
+    }
+    return E_OK;
+}
+
+/* --- tenants -------------------------------------------------------------------------------- */
 
 static err_t reserve(struct registry *r, struct why *why) {
     if (r->n < r->cap)
@@ -127,6 +237,8 @@ err_t registry_put(struct registry *r, const char *name, struct tenant *tenant,
                     "letter or digit.");
     else if (strcmp(name, r->base->name) == 0)
         e = why_set(why, E_INVAL, "That name is the base model's.");
+    else if (find_alias(r, name))
+        e = why_set(why, E_INVAL, "That name is an alias; remove it first.");
     if (!e)
         e = reserve(r, why);
     if (e)

@@ -27,10 +27,17 @@ struct served {
     const struct tokenizer *tokenizer; /* the one to use */
 };
 
+/* A second name: whoever asks for `name` gets what `target` names at that moment. */
+struct alias {
+    char name[REGISTRY_NAME_BYTES], target[256];
+};
+
 struct registry {
     struct served *base;     /* owned reference */
     struct served **tenants; /* [n], owned references, by name */
     int n, cap;
+    struct alias *aliases; /* [n_aliases] owned, by name */
+    int n_aliases, cap_aliases;
 };
 
 /* [A-Za-z0-9][A-Za-z0-9._:-]{0,63} */
@@ -42,7 +49,8 @@ void registry_close(struct registry *r);
 /* The base's hash may become known after the start. */
 void registry_refresh_base(struct registry *r, const struct tenant_info *info);
 
-/* Borrowed; NULL: no such name. served_ref to keep it. */
+/* By the name of the base, of a tenant or of an alias, or "base:NAME" with the base's name in front
+ * of one of these. Borrowed; NULL: no such name. served_ref to keep it. */
 struct served *registry_find(const struct registry *r, const char *name);
 /* Puts `tenant` (the reference is given, on failure too) under `name` in place of what stood there.
  * A tenant of the same content as one served already becomes another name for that one.
@@ -52,6 +60,15 @@ err_t registry_put(struct registry *r, const char *name, struct tenant *tenant,
                    const struct tokenizer *base, bool *replaced, struct served **out,
                    struct why *why);
 bool registry_remove(struct registry *r, const char *name); /* false: no such tenant */
+
+/* Lets `name` stand for `target`, in place of what it stood for; *replaced says whether it did. The
+ * target is the base or a tenant, never an alias; it need not be served yet. A tenant's name cannot
+ * become an alias, nor the other way round. Errors: E_INVAL, E_NOMEM. */
+err_t registry_alias(struct registry *r, const char *name, const char *target, bool *replaced,
+                     struct why *why);
+bool registry_unalias(struct registry *r, const char *name); /* false: no such alias */
+/* Aliases of the text "NAME=TARGET, NAME=TARGET". Errors: E_CONFIG. */
+err_t registry_read_aliases(struct registry *r, const char *text, struct why *why);
 
 struct served *served_ref(struct served *s);
 void served_unref(struct served *s); /* NULL is fine */

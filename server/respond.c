@@ -119,6 +119,8 @@ static void add_headers(struct exchange *x, struct MHD_Response *r) {
         MHD_add_response_header(r, "WWW-Authenticate", "Bearer");
     if (x->status == MHD_HTTP_TOO_MANY_REQUESTS || x->status == MHD_HTTP_SERVICE_UNAVAILABLE)
         MHD_add_response_header(r, "Retry-After", "1");
+    if (x->ignored[0])
+        MHD_add_response_header(r, "x-ignored-fields", x->ignored);
     if (x->allow[0])
         MHD_add_response_header(r, "Allow", x->allow);
 }

@@ -4,6 +4,7 @@
 #include <string.h>
 
 #include "server/admin.h"
+#include "server/alias.h"
 #include "server/completions.h"
 #include "server/health.h"
 #include "server/models.h"
@@ -13,20 +14,23 @@
 enum { SMALL_BODY_BYTES = 65536 };
 
 const struct route routes[] = {
-    {"POST", "/v1/completions", ON_PUBLIC, KEY_ALWAYS, BODY_LARGE, completions_handle},
-    {"GET", "/v1/models", ON_PUBLIC, KEY_ALWAYS, BODY_NONE, models_list},
-    {"GET", "/v1/models/", ON_PUBLIC, KEY_ALWAYS, BODY_NONE, models_one},
-    {"POST", "/tokenize", ON_PUBLIC, KEY_ALWAYS, BODY_LARGE, tokenize_handle},
-    {"POST", "/detokenize", ON_PUBLIC, KEY_ALWAYS, BODY_LARGE, detokenize_handle},
-    {"GET", "/tokenizer_info", ON_PUBLIC, KEY_ALWAYS, BODY_NONE, tokenizer_info_handle},
-    {"GET", "/health", ON_PUBLIC | ON_ADMIN, KEY_NEVER, BODY_NONE, health_handle},
-    {"GET", "/ready", ON_PUBLIC | ON_ADMIN, KEY_NEVER, BODY_NONE, ready_handle},
-    {"GET", "/metrics", ON_PUBLIC | ON_ADMIN, KEY_PUBLIC, BODY_NONE, metrics_handle},
-    {"GET", "/version", ON_PUBLIC | ON_ADMIN, KEY_PUBLIC, BODY_NONE, version_handle},
-    {"POST", "/admin/deltas", ON_ADMIN, KEY_ALWAYS, BODY_SMALL, admin_put},
-    {"GET", "/admin/deltas", ON_ADMIN, KEY_ALWAYS, BODY_NONE, admin_list},
-    {"GET", "/admin/deltas/", ON_ADMIN, KEY_ALWAYS, BODY_NONE, admin_one},
-    {"DELETE", "/admin/deltas/", ON_ADMIN, KEY_ALWAYS, BODY_NONE, admin_delete},
+    {"POST", "/v1/completions", ON_PUBLIC, KEY_ALWAYS, BODY_LARGE, completions_handle, true},
+    {"GET", "/v1/models", ON_PUBLIC, KEY_ALWAYS, BODY_NONE, models_list, true},
+    {"GET", "/v1/models/", ON_PUBLIC, KEY_ALWAYS, BODY_NONE, models_one, true},
+    {"POST", "/tokenize", ON_PUBLIC, KEY_ALWAYS, BODY_LARGE, tokenize_handle, true},
+    {"POST", "/detokenize", ON_PUBLIC, KEY_ALWAYS, BODY_LARGE, detokenize_handle, true},
+    {"GET", "/tokenizer_info", ON_PUBLIC, KEY_ALWAYS, BODY_NONE, tokenizer_info_handle, true},
+    {"GET", "/health", ON_PUBLIC | ON_ADMIN, KEY_NEVER, BODY_NONE, health_handle, true},
+    {"GET", "/ready", ON_PUBLIC | ON_ADMIN, KEY_NEVER, BODY_NONE, ready_handle, false},
+    {"GET", "/metrics", ON_PUBLIC | ON_ADMIN, KEY_PUBLIC, BODY_NONE, metrics_handle, false},
+    {"GET", "/version", ON_PUBLIC | ON_ADMIN, KEY_PUBLIC, BODY_NONE, version_handle, false},
+    {"POST", "/admin/deltas", ON_ADMIN, KEY_ALWAYS, BODY_SMALL, admin_put, false},
+    {"GET", "/admin/deltas", ON_ADMIN, KEY_ALWAYS, BODY_NONE, admin_list, false},
+    {"GET", "/admin/deltas/", ON_ADMIN, KEY_ALWAYS, BODY_NONE, admin_one, false},
+    {"POST", "/admin/aliases", ON_ADMIN, KEY_ALWAYS, BODY_SMALL, alias_put, false},
+    {"GET", "/admin/aliases", ON_ADMIN, KEY_ALWAYS, BODY_NONE, alias_list, false},
+    {"DELETE", "/admin/aliases/", ON_ADMIN, KEY_ALWAYS, BODY_NONE, alias_delete, false},
+    {"DELETE", "/admin/deltas/", ON_ADMIN, KEY_ALWAYS, BODY_NONE, admin_delete, false},
 };
 const int n_routes = sizeof routes / sizeof *routes;
 _Static_assert(sizeof routes / sizeof *routes < METRICS_MAX_ROUTES, "one more for unknown ones");
@@ -38,6 +42,18 @@ static bool path_matches(const struct route *r, const char *path) {
     return strcmp(path, r->path) == 0;
 }
 
+/* Takes "/t/NAME" off the path; false: there is no such thing in front. */
+static bool take_scope(struct exchange *x) {
+    if (strncmp(x->path, "/t/", 3) != 0)
+        return false;
+    const char *name = x->path + 3, *rest = strchr(name, '/');
+    if (!rest || rest == name || (size_t)(rest - name) >= sizeof x->scope)
+        return false;
+    memcpy(x->scope, name, (size_t)(rest - name));
+    memmove(x->path, rest, strlen(rest) + 1);
+    return true;
+}
+
 /* The route of the path and method; *allow lists the methods of the path. */
 static const struct route *find(const struct exchange *x, char *allow, size_t cap) {
     const struct route *found = NULL;
@@ -46,7 +62,8 @@ static const struct route *find(const struct exchange *x, char *allow, size_t ca
     allow[0] = 0;
     for (int i = 0; i < n_routes; i++) {
         const struct route *r = &routes[i];
-        if (!(r->where & (x->admin ? ON_ADMIN : ON_PUBLIC)) || !path_matches(r, x->path))
+        if (!(r->where & (x->admin ? ON_ADMIN : ON_PUBLIC)) || !path_matches(r, x->path) ||
+            (x->scope[0] && !r->scoped))
             continue;
         if (strcmp(r->method, method) == 0)
             found = r;
@@ -60,8 +77,10 @@ void route_head(void *cls, struct exchange *x) {
     struct server *s = cls;
     const struct auth *keys = x->admin ? &s->admin_keys : &s->public_keys;
     char allow[sizeof x->allow];
+    bool scoped = !x->admin && take_scope(x);
     const struct route *r = find(x, allow, sizeof allow);
-    bool open = r && (r->key == KEY_NEVER || (r->key == KEY_PUBLIC && x->admin));
+    /* Whether a model exists is not told without a key. */
+    bool open = r && !scoped && (r->key == KEY_NEVER || (r->key == KEY_PUBLIC && x->admin));
     if (!open && !auth_allows(keys, x->head.authorization)) {
         s->metrics.rejected_auth++;
         http_reply_error(x, E_UNAUTHORIZED, NULL, NULL);
@@ -70,6 +89,8 @@ void route_head(void *cls, struct exchange *x) {
         http_reply_error(x, E_METHOD, NULL, NULL);
     } else if (!r) {
         http_reply_error(x, E_NO_ROUTE, NULL, NULL);
+    } else if (scoped && !registry_find(&s->registry, x->scope)) {
+        http_reply_error(x, E_NO_MODEL, "model", NULL);
     } else {
         x->route = r;
         x->max_body_bytes = r->body == BODY_NONE    ? 0

@@ -21,6 +21,7 @@ struct route {
     enum route_key key;
     enum route_body body;
     void (*handle)(struct server *s, struct exchange *x);
+    bool scoped; /* also as /t/{model}/..., for clients that cannot set a model */
 };
 
 extern const struct route routes[];

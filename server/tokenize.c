@@ -139,14 +139,21 @@ static void after_read(uv_work_t *w, int status) {
     (void)status;
     json_t *name = json_object_get(j->request, "model");
     struct served *model = s->registry.base;
-    if (!j->error && name && !json_is_null(name)) {
-        model = json_is_string(name) ? registry_find(&s->registry, json_string_value(name)) : NULL;
-        if (!model) {
-            j->field = "model";
-            j->error = E_NO_MODEL;
-        }
+    if (!j->error && name && !json_is_null(name) && !json_is_string(name)) {
+        j->field = "model";
+        j->error = why_set(&j->why, E_INVAL, "'model' must be a name.");
     }
     if (j->error || !j->x) {
+        finish(j);
+        return;
+    }
+    if (j->x->scope[0]) /* the address has the last word */
+        model = registry_find(&s->registry, j->x->scope);
+    else if (json_is_string(name))
+        model = registry_find(&s->registry, json_string_value(name));
+    if (!model) {
+        j->field = "model";
+        j->error = E_NO_MODEL;
         finish(j);
         return;
     }
@@ -186,10 +193,15 @@ static json_t *token_text(const struct tokenizer *t, int32_t id) {
 
 /* What evaluation harnesses ask for before they tokenise remotely. */
 void tokenizer_info_handle(struct server *s, struct exchange *x) {
-    const struct tokenizer_facts *f = tokenizer_facts(s->tokenizer);
+    const struct served *m = x->scope[0] ? registry_find(&s->registry, x->scope) : s->registry.base;
+    if (!m) {
+        http_reply_error(x, E_NO_MODEL, "model", NULL);
+        return;
+    }
+    const struct tokenizer *t = m->tokenizer;
+    const struct tokenizer_facts *f = tokenizer_facts(t);
     http_reply_json(x, 200,
-                    json_pack("{s:o,s:o,s:n,s:s?}", "bos_token",
-                              token_text(s->tokenizer, f->bos_id), "eos_token",
-                              token_text(s->tokenizer, f->eos_id), "pad_token", "chat_template",
+                    json_pack("{s:o,s:o,s:n,s:s?}", "bos_token", token_text(t, f->bos_id),
+                              "eos_token", token_text(t, f->eos_id), "pad_token", "chat_template",
                               f->chat_template));
 }

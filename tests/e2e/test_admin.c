@@ -83,7 +83,7 @@ TEST(admin_paths_stay_in_the_deltas_directory) {
     refused(&d, "t", "none.bitdelta", "io_error");
     refused(&d, "t", "plain.bitdelta", "bad_file");
     refused(&d, "t", "", "invalid_value");
-    refused(&d, "t", "a\\u0000b", "invalid_json");
+    refused(&d, "t", "a\\u0000b", "invalid_value");
     static const char *const names[] = {
         "",        ".",    "-a",
         "a/b",     "../a", "a b",
