@@ -30,6 +30,8 @@ SERVER := $(filter-out server/main.c,$(call src,server))
 TOOL := $(filter-out compress/main.c,$(call src,compress))
 TESTS := $(call src,tests tests/unit tests/kernels tests/e2e tests/golden tests/fuzz)
 CUDA := $(wildcard kernels/cuda/*.cu)
+GPU_TESTS := $(patsubst tests/%.cu,$(O)/%,$(wildcard tests/cuda/test_*.cu))
+GPU_BENCHES := $(patsubst tests/%.cu,$(O)/%,$(wildcard tests/cuda/bench_*.cu))
 obj = $(addprefix $(O)/,$(addsuffix .o,$(1)))
 
 PROGRAMS := $(O)/bitdeltad $(O)/bitdelta
@@ -52,10 +54,10 @@ test: all ## build and run every test
 bench: all ## measure this machine's ceilings and what the CPU backend reaches
 	@$(MAKE) --no-print-directory -j$(JOBS) $(O)/bench
 	@$(O)/bench
-test-gpu: $(O)/cuda/test_linear ## run the CUDA kernels' tests (without a card: says so)
-	@$<
-bench-gpu: $(O)/cuda/bench_linear ## measure this card's ceilings, cuBLAS and the fused linear
-	@$<
+test-gpu: $(GPU_TESTS) ## run the CUDA kernels' tests (without a card: says so)
+	@set -e; for t in $^; do $$t; done
+bench-gpu: $(GPU_BENCHES) ## measure this card's ceilings and the CUDA kernels
+	@set -e; for b in $^; do $$b; done
 fuzz: deps ## fuzz every parser of outside bytes with libFuzzer, FUZZ_SECONDS each (default 60)
 	@sh tests/fuzz/run.sh $(or $(FUZZ_SECONDS),60)
 fuzz-objects: $(call obj,$(filter-out kernels/cpu/%,$(LIB)) $(SERVER) $(TOOL) $(call src,tests/fuzz))
@@ -85,7 +87,7 @@ $(O)/bench: $(call obj,$(LIB) $(call src,tests/bench))
 	$(Q)$(CXX) $(LDFLAGS) -o $@ $^ $(LDLIBS)
 $(O)/cuda/%: $(O)/tests/cuda/%.cu.o $(CUDA_OBJ)
 	@mkdir -p $(@D)$(if $(V),, && echo '  link $@')
-	$(Q)$(NVCC) $(NVCCFLAGS) -cudart static -o $@ $^ -lcublas
+	$(Q)$(NVCC) $(NVCCFLAGS) -cudart static -o $@ $^ -lcublas -lcublasLt
 
 # One file per instruction set; which one runs is chosen at run time.
 $(O)/kernels/cpu/%_avx2.c.o: CFLAGS += -O3 -mavx2 -mfma -mf16c
