@@ -65,6 +65,18 @@ __device__ __forceinline__ void bulk_copy(void *shared, const void *global, uint
                  "l"(global), "r"(bytes), "r"(shared_address(b)), "l"(policy)
                  : "memory");
 }
+/* The same, to be kept as the L2 sees fit. */
+__device__ __forceinline__ void bulk_copy(void *shared, const void *global, uint32_t bytes,
+                                          uint64_t *b) {
+    asm volatile("cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes"
+                 " [%0], [%1], %2, [%3];" ::"r"(shared_address(shared)),
+                 "l"(global), "r"(bytes), "r"(shared_address(b))
+                 : "memory");
+}
+/* Asks `bytes` (a multiple of 16, 16-byte aligned) into the L2; nothing reports back. */
+__device__ __forceinline__ void bulk_prefetch(const void *global, uint32_t bytes) {
+    asm volatile("cp.async.bulk.prefetch.L2.global [%0], %1;" ::"l"(global), "r"(bytes) : "memory");
+}
 
 /* Starts the copy of this lane's 16 bytes; the lane sees them after it has waited for their group.
  */
@@ -75,6 +87,13 @@ __device__ __forceinline__ void lane_copy(uint32_t shared, const void *global, u
 }
 __device__ __forceinline__ void lane_copy(uint32_t shared, const void *global) {
     asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(shared), "l"(global) : "memory");
+}
+/* Only the first `bytes` (0 to 16) are read, zeros fill the rest. */
+__device__ __forceinline__ void lane_copy_part(uint32_t shared, const void *global,
+                                               uint32_t bytes) {
+    asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(shared), "l"(global),
+                 "r"(bytes)
+                 : "memory");
 }
 __device__ __forceinline__ void lane_copy_commit() {
     asm volatile("cp.async.commit_group;" ::: "memory");

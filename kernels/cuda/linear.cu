@@ -29,18 +29,22 @@ namespace {
 
 /* ---- the kernel ------------------------------------------------------------------------------ */
 
-template <int N8>
+template <int Q>
 __global__ void __launch_bounds__(THREADS, 1) linear_kernel(const __grid_constant__ linear_args a) {
     extern __shared__ __align__(128) char shared[];
-    using C = config<N8>;
+    using C = config<Q>;
     layout l;
     l.base = shared;
-    l.sign = l.base + C::slots * C::slot;
+    l.x = l.base + C::slots * C::slot;
+    l.sign = l.x + C::x_slots * C::x_slot;
     l.total = (float *)(l.sign + SIGN_WARPS * C::depth * STEP);
-    l.jobs = (struct linear_job *)(l.total + N8 * 8 * ROW_FLOATS);
-    l.full = (uint64_t *)(l.jobs + N8 * 8);
+    l.jobs = (struct linear_job *)(l.total + 4 * Q * ROW_FLOATS);
+    l.pairs = (struct linear_pair *)(l.jobs + 4 * Q);
+    l.full = (uint64_t *)(l.pairs + 4 * Q);
     l.empty = l.full + C::slots;
-    l.total_full = l.empty + C::slots;
+    l.x_full = l.empty + C::slots;
+    l.x_empty = l.x_full + C::x_slots;
+    l.total_full = l.x_empty + C::x_slots;
     l.total_empty = l.total_full + 1;
 
     grid_launch_next();
@@ -49,6 +53,10 @@ __global__ void __launch_bounds__(THREADS, 1) linear_kernel(const __grid_constan
             barrier_init(l.full + i, 1);
             barrier_init(l.empty + i, BASE_WARPS);
         }
+        for (int i = 0; i < C::x_slots; i++) {
+            barrier_init(l.x_full + i, 1);
+            barrier_init(l.x_empty + i, BASE_WARPS);
+        }
         barrier_init(l.total_full, 32 * SIGN_WARPS);
         barrier_init(l.total_empty, 32 * BASE_WARPS);
         barrier_init_fence();
@@ -56,14 +64,15 @@ __global__ void __launch_bounds__(THREADS, 1) linear_kernel(const __grid_constan
     __syncthreads();
 
     int warp = threadIdx.x / 32;
-    if (warp < BASE_WARPS) {
-        grid_wait();
-        run_base<N8>(a, l);
-    } else if (warp < BASE_WARPS + SIGN_WARPS) {
-        run_signs<N8>(a, l);
-    } else if (threadIdx.x % 32 == 0) {
-        copy_base<N8>(a, l);
-    }
+    if (warp < BASE_WARPS)
+        run_base<Q>(a, l);
+    else if (warp < BASE_WARPS + SIGN_WARPS)
+        run_signs<Q>(a, l);
+    else if (warp == BASE_WARPS + SIGN_WARPS) {
+        if (threadIdx.x % 32 == 0)
+            copy_base<Q>(a, l);
+    } else
+        copy_x<Q>(a, l);
 }
 
 struct bucket {
@@ -72,10 +81,11 @@ struct bucket {
     void (*kernel)(linear_args);
 };
 const struct bucket buckets[] = {
-    {8, config<1>::shared_bytes, linear_kernel<1>},
-    {16, config<2>::shared_bytes, linear_kernel<2>},
-    {32, config<4>::shared_bytes, linear_kernel<4>},
-    {64, config<8>::shared_bytes, linear_kernel<8>},
+    {4, config<1>::shared_bytes, linear_kernel<1>},
+    {8, config<2>::shared_bytes, linear_kernel<2>},
+    {16, config<4>::shared_bytes, linear_kernel<4>},
+    {32, config<8>::shared_bytes, linear_kernel<8>},
+    {64, config<16>::shared_bytes, linear_kernel<16>},
 };
 
 /* Packs one lane's 16 bytes. The k order within 32 columns is the one in which a lane of the B

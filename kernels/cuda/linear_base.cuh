@@ -1,6 +1,6 @@
-/* The base's half of the fused linear: one thread copies W slot by slot, four warps multiply and,
- * at the end of a group of tiles, add what the sign warps have summed and store. Part of linear.cu.
- */
+/* The base's half of the fused linear: one thread copies W slot by slot, one warp copies x, four
+ * warps multiply and, at the end of a group of tiles, add what the sign warps have summed and
+ * store. Part of linear.cu. */
 #ifndef KERNELS_CUDA_LINEAR_BASE_CUH
 #define KERNELS_CUDA_LINEAR_BASE_CUH
 
@@ -8,8 +8,20 @@
 
 namespace {
 
-template <int N8> __device__ void copy_base(const linear_args &a, const layout &l) {
-    using C = config<N8>;
+/* The first bytes that this block's successor will copy of the stream's next matrix. */
+__device__ void prefetch_next(const linear_args &a) {
+    if (!a.next.base)
+        return;
+    struct work w = share_of(a.next.n_tiles, min(a.n_thread_blocks, a.next.n_tiles));
+    size_t tile_bytes = (size_t)a.next.n_blocks * BASE_TILE;
+    int n = min(GROUP, min(w.end, a.next.n_tiles) - w.first); /* none for surplus blocks */
+    for (int m = 0; m < n; m++)
+        bulk_prefetch((const char *)a.next.base + (w.first + m) * tile_bytes,
+                      (uint32_t)min((size_t)(NEXT_BYTES / n / 16 * 16), tile_bytes));
+}
+
+template <int Q> __device__ void copy_base(const linear_args &a, const layout &l) {
+    using C = config<Q>;
     struct work w = work_of(a.shape);
     uint64_t policy = policy_evict_first();
     struct place at;
@@ -25,130 +37,156 @@ template <int N8> __device__ void copy_base(const linear_args &a, const layout &
                           C::slot, l.full + at.slot, policy);
             }
     }
+    prefetch_next(a);
 }
 
-/* Adds the finished sums of the signs and stores outputs g and g + 8 of tile m for rows 2t and
- * 2t + 1 of each group of 8. */
-template <int N8>
+/* One lane for each quad of rows. In a slot of x: [quad][run], 512 bytes each. */
+template <int Q> __device__ void copy_x(const linear_args &a, const layout &l) {
+    using C = config<Q>;
+    struct work w = work_of(a.shape);
+    int lane = threadIdx.x % 32, n_quads = (a.batch->n_rows + 3) / 4;
+    constexpr int bytes = C::x_runs * RUN_BYTES;
+    const char *x = (const char *)a.in.x + (size_t)lane * w.blocks * 8 * RUN_BYTES;
+    struct place at;
+    struct group g;
+    grid_wait();
+    for (int tile = w.first; tile < w.end; tile += g.n) {
+        g = group_at(a.shape, w, tile);
+        for (int k = 0; k < w.blocks * (8 / C::x_runs); k++, at.advance(C::x_slots)) {
+            barrier_wait(l.x_empty + at.slot, at.parity ^ 1);
+            if (lane == 0)
+                barrier_arrive_expect(l.x_full + at.slot, n_quads * bytes);
+            __syncwarp();
+            if (lane < n_quads)
+                bulk_copy(l.x + at.slot * C::x_slot + lane * bytes, x + (size_t)k * bytes, bytes,
+                          l.x_full + at.slot);
+        }
+    }
+}
+
+/* Adds the finished sums of the signs and stores outputs g and g + 8 of tile m for row t of each
+ * quad. */
+template <int Q>
 __device__ void store_tile(const linear_args &a, const layout &l, const struct group &g, int m,
-                           int n8, int n_rows, const float (&acc)[config<N8>::n8][4]) {
+                           int quad, int n_rows, const float (&acc)[config<Q>::quads][2]) {
     int lane = threadIdx.x % 32, t = lane % 4, before = 0;
     for (int p = 0; p < g.part; p++)
         before += a.shape.part_rows[p];
     int first = (g.tile + m - a.shape.first_tile[g.part]) * TILE_ROWS + lane / 4;
 #pragma unroll
-    for (int n = 0; n < config<N8>::n8; n++)
+    for (int n = 0; n < config<Q>::quads; n++) {
+        int r = (quad + n) * 4 + t;
+        if (r >= n_rows || a.batch->dense[r] >> g.part & 1)
+            continue;
+        bool delta = a.batch->has_delta[r];
+        float *y = a.y + (size_t)r * a.ld_y + before;
 #pragma unroll
-        for (int e = 0; e < 4; e++) {
-            int r = (n8 + n) * 8 + 2 * t + e % 2, out = first + e / 2 * 8;
-            if (r >= n_rows || out >= a.shape.part_rows[g.part])
+        for (int e = 0; e < 2; e++) {
+            int out = first + e * 8;
+            if (out >= a.shape.part_rows[g.part])
                 continue;
             float v = acc[n][e];
-            if (a.batch->has_delta[r])
-                v += l.total[r * ROW_FLOATS + e / 2 * 32 + lane / 4 * 4 + m];
-            size_t at = (size_t)r * a.ld_y + before + out;
-            if (a.y)
-                a.y[at] = __float2half_rn(v);
-            else
-                a.residual[at] += v;
+            if (delta)
+                v += l.total[r * ROW_FLOATS + e * 32 + lane / 4 * 4 + m];
+            y[out] = a.add ? y[out] + v : v;
         }
-}
-
-/* One slot: acc += 16 outputs of W times the rows of x in b. The tensor core's own additions round
- * towards zero, so every 128 columns a fresh sum is added properly. */
-template <int N8>
-__device__ __forceinline__ void base_slot(const char *slot, float (&acc)[config<N8>::n8][4],
-                                          const uint4 (&b)[config<N8>::steps][config<N8>::n8]) {
-    using C = config<N8>;
-#pragma unroll
-    for (int half = 0; half < C::steps; half += 4) {
-        float d[C::n8][4] = {};
-#pragma unroll
-        for (int j = half; j < half + 4; j++) {
-            uint4 a0 = *(const uint4 *)(slot + j * 1024);
-            uint4 a1 = *(const uint4 *)(slot + j * 1024 + 512);
-#pragma unroll
-            for (int n = 0; n < C::n8; n++)
-                mma_f16(d[n], a0.x, a0.y, a0.z, a0.w, b[j][n].x, b[j][n].y);
-#pragma unroll
-            for (int n = 0; n < C::n8; n++)
-                mma_f16(d[n], a1.x, a1.y, a1.z, a1.w, b[j][n].z, b[j][n].w);
-        }
-#pragma unroll
-        for (int n = 0; n < C::n8; n++)
-#pragma unroll
-            for (int e = 0; e < 4; e++)
-                acc[n][e] += d[n][e];
     }
 }
 
-/* Of every 32 columns 8 of this lane, of row lane / 4 of each group of 8 rows. */
-template <int N8>
-__device__ __forceinline__ void load_x(const uint4 *const (&x)[config<N8>::n8],
-                                       const bool (&live)[config<N8>::n8], int slot,
-                                       uint4 (&b)[config<N8>::steps][config<N8>::n8]) {
-    using C = config<N8>;
+/* acc += 16 outputs of each tile times the rows, over one slot of W. The tensor core's own
+ * additions round towards zero, so every 128 columns a fresh sum is added properly. Column 2t of
+ * a product is row t's high half, 2t + 1 its low one. Only the first n of `tile` are there. */
+template <int Q>
+__device__ __forceinline__ void base_slot(const layout &l, struct place &x_at, int quad, int n,
+                                          const char *const (&tile)[config<Q>::tiles],
+                                          float (&acc)[config<Q>::tiles][config<Q>::quads][2]) {
+    using C = config<Q>;
+    int lane = threadIdx.x % 32;
+    const char *x = NULL;
 #pragma unroll
-    for (int j = 0; j < C::steps; j++)
+    for (int first = 0; first < C::runs; first += 4) {
+        float d[C::tiles][C::quads][4] = {};
 #pragma unroll
-        for (int n = 0; n < C::n8; n++)
-            b[j][n] = live[n] ? __ldcg(x[n] + (slot * C::steps + j) * 4) : make_uint4(0, 0, 0, 0);
+        for (int j = first; j < first + 4; j++) {
+            if (j % C::x_runs == 0) {
+                barrier_wait(l.x_full + x_at.slot, x_at.parity);
+                x = l.x + x_at.slot * C::x_slot + quad * C::x_runs * RUN_BYTES + lane * 16;
+            }
+            uint4 b[C::quads];
+#pragma unroll
+            for (int q = 0; q < C::quads; q++)
+                b[q] = *(const uint4 *)(x + (q * C::x_runs + j % C::x_runs) * RUN_BYTES);
+#pragma unroll
+            for (int i = 0; i < C::tiles; i++) {
+                if (i >= n)
+                    break;
+                uint4 a0 = *(const uint4 *)(tile[i] + j * 1024);
+                uint4 a1 = *(const uint4 *)(tile[i] + j * 1024 + 512);
+#pragma unroll
+                for (int q = 0; q < C::quads; q++)
+                    mma_f16(d[i][q], a0.x, a0.y, a0.z, a0.w, b[q].x, b[q].y);
+#pragma unroll
+                for (int q = 0; q < C::quads; q++)
+                    mma_f16(d[i][q], a1.x, a1.y, a1.z, a1.w, b[q].z, b[q].w);
+            }
+            if (j % C::x_runs == C::x_runs - 1) {
+                __syncwarp();
+                if (lane == 0)
+                    barrier_arrive(l.x_empty + x_at.slot);
+                x_at.advance(C::x_slots);
+            }
+        }
+#pragma unroll
+        for (int i = 0; i < C::tiles; i++)
+#pragma unroll
+            for (int q = 0; q < C::quads; q++) {
+                acc[i][q][0] += d[i][q][0] + d[i][q][1];
+                acc[i][q][1] += d[i][q][2] + d[i][q][3];
+            }
+    }
 }
 
-template <int N8> __device__ void run_base(const linear_args &a, const layout &l) {
-    using C = config<N8>;
+template <int Q> __device__ void run_base(const linear_args &a, const layout &l) {
+    using C = config<Q>;
     struct work w = work_of(a.shape);
     int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
-    int n8 = warp % C::along_rows * C::n8, m0 = warp / C::along_rows;
+    int quad = warp % C::along_rows * C::quads, m0 = warp / C::along_rows;
     int n_rows = a.batch->n_rows, n_phases = a.batch->n_phases;
-    int slots_along = w.blocks * C::per_block;
-
-    const uint4 *x[C::n8];
-    bool live[C::n8];
-#pragma unroll
-    for (int n = 0; n < C::n8; n++) {
-        int row = (n8 + n) * 8 + lane / 4;
-        live[n] = row < n_rows;
-        x[n] = (const uint4 *)a.in.x + (size_t)row * w.blocks * (TILE_COLS / 8) + lane % 4;
-    }
-    uint4 b[C::steps][C::n8], next[C::steps][C::n8];
-    load_x<N8>(x, live, 0, b);
 
     uint32_t turn = 0;
-    struct place at;
+    struct place at, x_at;
     struct group g;
+    grid_wait(); /* y may be what an earlier kernel reads */
     for (int tile = w.first; tile < w.end; tile += g.n, turn ^= 1) {
         g = group_at(a.shape, w, tile);
-        float acc[C::tiles][C::n8][4] = {};
-        for (int k = 0; k < slots_along; k++) {
-            /* The next columns of x; after the last ones the first, for the next group. */
-            load_x<N8>(x, live, k + 1 < slots_along ? k + 1 : 0, next);
+        int mine = (g.n - m0 + C::along_out - 1) / C::along_out; /* tiles of this warp */
+        float acc[C::tiles][C::quads][2] = {};
+        for (int k = 0; k < w.blocks * C::per_block; k++) {
             /* Every warp waits for every slot, its own or not: a parity cannot tell apart the
              * laps of a warp that has run ahead. */
+            const char *from[C::tiles];
+            struct place end = at;
 #pragma unroll
             for (int m = 0; m < GROUP; m++) {
                 if (m >= g.n)
                     break;
-                barrier_wait(l.full + at.slot, at.parity);
+                barrier_wait(l.full + end.slot, end.parity);
                 if (m % C::along_out == m0)
-                    base_slot<N8>(l.base + at.slot * C::slot + lane * 16, acc[m / C::along_out], b);
-                __syncwarp();
+                    from[m / C::along_out] = l.base + end.slot * C::slot + lane * 16;
+                end.advance(C::slots);
+            }
+            base_slot<Q>(l, x_at, quad, mine, from, acc);
+            __syncwarp();
+            for (; at.slot != end.slot; at.advance(C::slots))
                 if (lane == 0)
                     barrier_arrive(l.empty + at.slot);
-                at.advance(C::slots);
-            }
-#pragma unroll
-            for (int j = 0; j < C::steps; j++)
-#pragma unroll
-                for (int n = 0; n < C::n8; n++)
-                    b[j][n] = next[j][n];
         }
         if (n_phases)
             barrier_wait(l.total_full, turn);
 #pragma unroll
-        for (int m = 0; m < GROUP; m++)
-            if (m < g.n && m % C::along_out == m0)
-                store_tile<N8>(a, l, g, m, n8, n_rows, acc[m / C::along_out]);
+        for (int i = 0; i < C::tiles; i++)
+            if (i < mine)
+                store_tile<Q>(a, l, g, m0 + i * C::along_out, quad, n_rows, acc[i]);
         barrier_arrive(l.total_empty);
     }
 }

@@ -25,10 +25,11 @@ __device__ __forceinline__ int step_shift(int n_tiles, int n_rows) {
 }
 
 /* The jobs of the step: as many as there can be rows stand in shared memory, which is all of them
- * unless tenants have several planes. */
+ * unless tenants have several planes. The pairs come after the last phase, as one more pass. */
 struct jobs {
     const struct linear_job *near, *far;
-    int n_near, n, n_phases;
+    const struct linear_pair *pairs;
+    int n_near, n, n_phases, n_passes;
     __device__ __forceinline__ const struct linear_job *at(int phase, int i) const {
         int j = phase * n + i;
         return j < n_near ? near + j : far + j;
@@ -40,33 +41,63 @@ struct ahead {
     struct group g;
     int end, blocks;
     int phase, i, n, n_rows, shift, k; /* n: tiles of the unit */
-    const char *tiles;                 /* this lane's bytes of the unit's first tile, block k */
-    const char *planes;                /* and of the first row's bit planes, block k */
-    uint32_t shared;                   /* the warp's ring */
+    int pair_bytes;                    /* of B: the unit is a pair, one step; 0: signs */
+    int rank;
+    const char *tiles;  /* this lane's bytes of the unit's first tile, block k */
+    const char *planes; /* and of the first row's bit planes, block k */
+    uint32_t shared;    /* the warp's ring */
     int slot;
     uint64_t policy;
 };
 
-/* Finds this warp's next unit that has bits for the group's part; none: g.tile = end. */
-__device__ void seek(const linear_args &a, const struct jobs &jobs, struct ahead &h) {
+/* The unit's signs, if it has any for the group's part. */
+__device__ bool seek_signs(const linear_args &a, const struct jobs &jobs, const struct unit &u,
+                           struct ahead &h) {
     int lane = threadIdx.x % 32;
+    const struct linear_job *job = jobs.at(h.phase, u.job);
+    const char *bits = (const char *)job->bits[h.g.part];
+    if (!bits)
+        return false;
+    int tile = h.g.tile + u.m0 - a.shape.first_tile[h.g.part];
+    h.tiles = bits + (size_t)tile * h.blocks * TILE_BYTES + lane * 16;
+    h.planes =
+        (const char *)(a.in.planes + (size_t)job->first_set[h.g.part] * h.blocks) + lane * 16;
+    h.n = u.n, h.n_rows = job->n_rows, h.k = 0;
+    h.shift = step_shift(h.n, h.n_rows);
+    h.pair_bytes = 0;
+    return true;
+}
+/* Its low-rank pair: the rows of B for the unit's outputs lie side by side. */
+__device__ bool seek_pair(const linear_args &a, const struct jobs &jobs, const struct unit &u,
+                          struct ahead &h) {
+    int lane = threadIdx.x % 32;
+    const struct linear_pair *pair = jobs.pairs + u.job;
+    const __half *b = pair->b[h.g.part];
+    h.rank = pair->rank[h.g.part];
+    if (!b || h.rank > NEAR_RANK)
+        return false;
+    const struct linear_job *job = jobs.at(0, u.job);
+    int out = (h.g.tile + u.m0 - a.shape.first_tile[h.g.part]) * TILE_ROWS;
+    h.tiles = (const char *)(b + (size_t)out * h.rank);
+    h.pair_bytes = min(u.n * TILE_ROWS, a.shape.part_rows[h.g.part] - out) * h.rank * 2;
+    h.n_rows = job->n_rows, h.k = 0;
+    int row = lane / 8, at = lane % 8 * 4; /* of u: this lane's four */
+    h.planes = (const char *)(a.in.u + (size_t)(job->first_row + row) * a.in.ld_u +
+                              pair->first_u[h.g.part] + at);
+    return true;
+}
+
+/* Finds this warp's next unit that has something to copy; none: g.tile = end. */
+__device__ void seek(const linear_args &a, const struct jobs &jobs, struct ahead &h) {
     for (;;) {
-        for (; h.phase < jobs.n_phases; h.phase++, h.i = threadIdx.x / 32 - BASE_WARPS)
+        for (; h.phase < jobs.n_passes; h.phase++, h.i = threadIdx.x / 32 - BASE_WARPS)
             for (;; h.i += SIGN_WARPS) {
                 struct unit u = unit_at(h.i, jobs.n, h.g.n);
                 if (u.job >= jobs.n)
                     break;
-                const struct linear_job *job = jobs.at(h.phase, u.job);
-                const char *bits = (const char *)job->bits[h.g.part];
-                if (!bits || u.n <= 0)
-                    continue;
-                int tile = h.g.tile + u.m0 - a.shape.first_tile[h.g.part];
-                h.tiles = bits + (size_t)tile * h.blocks * TILE_BYTES + lane * 16;
-                h.planes =
-                    (const char *)(a.in.planes + (size_t)job->first_set * h.blocks) + lane * 16;
-                h.n = u.n, h.n_rows = job->n_rows, h.k = 0;
-                h.shift = step_shift(h.n, h.n_rows);
-                return;
+                if (u.n > 0 && (h.phase < jobs.n_phases ? seek_signs(a, jobs, u, h)
+                                                        : seek_pair(a, jobs, u, h)))
+                    return;
             }
         h.phase = 0;
         h.g.tile += h.g.n;
@@ -109,13 +140,25 @@ __device__ __forceinline__ void copy_shift(struct ahead &h, uint32_t to, bool ti
     }
 }
 
+/* In a slot of a pair: B as it stands, and at the place of the bit planes u, 128 bytes a row. */
+__device__ __forceinline__ void copy_pair(const struct ahead &h, uint32_t to, bool b, bool u) {
+    int lane = threadIdx.x % 32;
+    if (b)
+        for (int at = lane * 16; at < h.pair_bytes; at += 512)
+            lane_copy_part(to + at, h.tiles + at, (uint32_t)min(16, h.pair_bytes - at));
+    if (u && lane / 8 < h.n_rows && lane % 8 * 4 < h.rank)
+        lane_copy(to + STEP_TILES * TILE_BYTES + lane * 16, h.planes);
+}
+
 /* Starts the copy of a step, or of one half of it, and goes on to the next. */
 template <int DEPTH>
 __device__ __forceinline__ void copy_step(const linear_args &a, const struct jobs &jobs,
                                           struct ahead &h, bool tiles, bool planes) {
     if (h.g.tile < h.end) {
         uint32_t to = h.shared + h.slot * STEP;
-        if (h.shift == 1)
+        if (h.pair_bytes)
+            copy_pair(h, to, tiles, planes);
+        else if (h.shift == 1)
             copy_shift<1>(h, to, tiles, planes);
         else if (h.shift == 2)
             copy_shift<2>(h, to, tiles, planes);
@@ -123,7 +166,7 @@ __device__ __forceinline__ void copy_step(const linear_args &a, const struct job
             copy_shift<0>(h, to, tiles, planes);
         int span = 1 << h.shift;
         h.k += span, h.tiles += span * TILE_BYTES, h.planes += span * PLANES;
-        if (h.k >= h.blocks) {
+        if (h.k >= h.blocks || h.pair_bytes) {
             h.i += SIGN_WARPS;
             seek(a, jobs, h);
         }
@@ -302,18 +345,79 @@ __device__ void run_unit(const linear_args &a, const struct jobs &jobs, const la
         }
 }
 
-template <int N8> __device__ void run_signs(const linear_args &a, const layout &l) {
-    constexpr int depth = config<N8>::depth;
+/* y += B u over a unit, ascending, for each of its rows. */
+__device__ __forceinline__ void pair_sum(const __half *b0, const __half *b1, int rank,
+                                         const float *u, int ld_u, int n_rows,
+                                         float (&acc)[LINEAR_JOB_ROWS][2]) {
+    for (int j = 0; j < rank; j++) {
+        float w0 = __half2float(b0[j]), w1 = __half2float(b1[j]);
+#pragma unroll
+        for (int r = 0; r < LINEAR_JOB_ROWS; r++)
+            if (r < n_rows) {
+                float v = u[(size_t)r * ld_u + j];
+                acc[r][0] = fmaf(w0, v, acc[r][0]);
+                acc[r][1] = fmaf(w1, v, acc[r][1]);
+            }
+    }
+}
+
+/* One job's pair for some tiles of the group. Small ranks come through the ring; larger ones, where
+ * the bytes of a lane's own rows are long enough, straight from memory. */
+template <int DEPTH>
+__device__ void run_pair(const linear_args &a, const struct jobs &jobs, const layout &l,
+                         const struct group &g, const struct unit &u, struct ahead &h,
+                         const char *ring) {
+    const struct linear_job *job = jobs.at(0, u.job);
+    const struct linear_pair *pair = jobs.pairs + u.job;
+    const __half *b = pair->b[g.part];
+    int lane = threadIdx.x % 32, t = lane % 4, rank = pair->rank[g.part], n_rows = job->n_rows;
+    if (!b)
+        return;
+    bool mine = t < u.n;
+    float acc[LINEAR_JOB_ROWS][2] = {};
+    if (rank <= NEAR_RANK) {
+        lane_copy_wait<DEPTH - 1>();
+        __syncwarp();
+        const char *slot = ring + h.slot * STEP;
+        const __half *from = (const __half *)slot + (t * TILE_ROWS + lane / 4) * rank;
+        if (mine)
+            pair_sum(from, from + 8 * rank, rank, (const float *)(slot + STEP_TILES * TILE_BYTES),
+                     NEAR_RANK, n_rows, acc);
+        __syncwarp();
+        copy_step<DEPTH>(a, jobs, h, true, true);
+        lane_copy_commit();
+    } else if (mine) {
+        int out = (g.tile + u.m0 + t - a.shape.first_tile[g.part]) * TILE_ROWS + lane / 4;
+        int last = a.shape.part_rows[g.part] - 1;
+        pair_sum(b + (size_t)min(out, last) * rank, b + (size_t)min(out + 8, last) * rank, rank,
+                 a.in.u + (size_t)job->first_row * a.in.ld_u + pair->first_u[g.part], a.in.ld_u,
+                 n_rows, acc);
+    }
+    float *total = l.total + job->first_row * ROW_FLOATS + lane + u.m0;
+#pragma unroll
+    for (int r = 0; r < LINEAR_JOB_ROWS; r++)
+        if (r < n_rows && mine) {
+            total[r * ROW_FLOATS] += acc[r][0];
+            total[r * ROW_FLOATS + 32] += acc[r][1];
+        }
+}
+
+template <int Q> __device__ void run_signs(const linear_args &a, const layout &l) {
+    constexpr int depth = config<Q>::depth, threads = 32 * SIGN_WARPS;
     struct work w = work_of(a.shape);
-    int warp = threadIdx.x / 32 - BASE_WARPS;
+    int warp = threadIdx.x / 32 - BASE_WARPS, thread = threadIdx.x - 32 * BASE_WARPS;
     const char *ring = l.sign + warp * depth * STEP;
-    struct jobs jobs = {l.jobs, a.jobs, 0, a.batch->n_jobs, a.batch->n_phases};
+    struct jobs jobs = {l.jobs, a.jobs, l.pairs, 0, a.batch->n_jobs, a.batch->n_phases, 0};
     if (!jobs.n_phases) /* then the base warps do not wait either */
         return;
-    jobs.n_near = min(N8 * 8, jobs.n * jobs.n_phases);
-    for (int i = threadIdx.x - 32 * BASE_WARPS; i < jobs.n_near * 4; i += 32 * SIGN_WARPS)
+    jobs.n_near = min(4 * Q, jobs.n * jobs.n_phases);
+    jobs.n_passes = jobs.n_phases + (a.pairs != NULL);
+    for (int i = thread; i < jobs.n_near * 4; i += threads)
         ((uint4 *)l.jobs)[i] = ((const uint4 *)a.jobs)[i];
-    named_sync<1, 32 * SIGN_WARPS>();
+    if (a.pairs)
+        for (int i = thread; i < jobs.n * 3; i += threads)
+            ((uint4 *)l.pairs)[i] = ((const uint4 *)a.pairs)[i];
+    named_sync<1, threads>();
     struct group g = group_at(a.shape, w, w.first);
     struct ahead h = {};
     h.g = g, h.end = w.end, h.blocks = w.blocks, h.i = warp;
@@ -336,13 +440,15 @@ template <int N8> __device__ void run_signs(const linear_args &a, const layout &
     uint32_t turn = 1;
     for (int tile = w.first; tile < w.end; tile += g.n, turn ^= 1) {
         g = group_at(a.shape, w, tile);
-        for (int p = 0; p < jobs.n_phases; p++)
+        for (int p = 0; p < jobs.n_passes; p++)
             for (int i = warp;; i += SIGN_WARPS) {
                 struct unit u = unit_at(i, jobs.n, g.n);
                 if (u.job >= jobs.n)
                     break;
-                if (u.n > 0)
+                if (u.n > 0 && p < jobs.n_phases)
                     run_unit<depth>(a, jobs, l, g, p, u, h, ring, turn);
+                else if (u.n > 0)
+                    run_pair<depth>(a, jobs, l, g, u, h, ring);
             }
         /* A warp without a unit must not report this group before the last one was taken. */
         barrier_wait(l.total_empty, turn);

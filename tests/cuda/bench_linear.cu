@@ -1,16 +1,17 @@
 /* All linears of one decode step at the shapes of Llama-2-7B, with random weights, on this card:
  *   the measured read rate (the ceiling), cuBLAS FP16 on the base alone, and the fused linear with
- *   T distinct tenants of one row each, with T rows of one tenant, and with T rows of the base.
+ *   T distinct tenants of one row each, with T tenants as `bitdelta` fits them (column scales of
+ *   each part's own, low-rank pairs), with T rows of one tenant, and with T rows of the base.
  * Everything is replayed from CUDA graphs, median of 15; the weights are read once a step and are
  * far larger than the L2. Before a mix is timed, sampled outputs of each kind of matrix are
- * compared with a double-precision reference. `quick BLOCKS` and `profile ROWS` serve the tuning.
+ * compared with a double-precision reference. `quick` and `profile ROWS` serve the tuning.
  */
 #include <algorithm>
 #include <cublas_v2.h>
 
 #include "tests/cuda/setup.cuh"
 
-enum { LAYERS = 32, KINDS = 4, MATRICES = LAYERS * KINDS, MOST = 64, REPEATS = 15 };
+enum { LAYERS = 32, KINDS = 4, MATRICES = LAYERS * KINDS, MOST = 64, REPEATS = 15, RANK = 16 };
 
 struct kind {
     const char *name;
@@ -30,15 +31,22 @@ struct model {
     uint32_t *bits; /* [MOST][tenant_words] */
     size_t tenant_words, bits_at[MATRICES][3];
     float *row[KINDS]; /* [MOST][n_out] */
+    __half *b;         /* [MOST][pair_halves] */
+    size_t pair_halves, b_at[MATRICES][3];
+    float *col; /* [MOST][3][longest K] */
     double base_bytes, tenant_bytes;
     struct linear_input in[KINDS];
     struct planes_args planes[KINDS];
-    __half *y[KINDS];
+    float *y[KINDS];
     struct linear_batch *batch;
-    struct linear_job *jobs; /* [MATRICES][MOST] */
+    struct linear_job *jobs;   /* [MATRICES][MOST] */
+    struct linear_pair *pairs; /* likewise */
+    struct planes_set *extra;  /* [3 MOST] */
     int32_t *counts;
-    int grid, layers;
+    int grid, layers, n_sets;
+    bool fitted;
 };
+enum { LONGEST = 11008 };
 
 static model make_model(int tenants, int layers) {
     static model m;
@@ -54,62 +62,86 @@ static model make_model(int tenants, int layers) {
         for (int p = 0; p < k.n_parts; p++) {
             m.bits_at[i][p] = m.tenant_words;
             m.tenant_words += plane_bytes(k.part_rows[p], k.n_k) / 4;
+            m.b_at[i][p] = m.pair_halves;
+            m.pair_halves += (size_t)k.part_rows[p] * RANK;
         }
     }
     m.tenant_bytes = (double)m.tenant_words * 4;
     m.bits = device_alloc<uint32_t>(m.tenant_words * tenants);
     fill_bits_kernel<<<1024, 256>>>(m.bits, m.tenant_words * tenants, 3);
+    m.b = device_alloc<__half>(m.pair_halves * tenants);
+    fill_half_kernel<<<1024, 256>>>(m.b, m.pair_halves * tenants, 0.02f, 4);
+    m.col = device_alloc<float>((size_t)MOST * 3 * LONGEST);
+    fill_float_kernel<<<1024, 256>>>(m.col, (size_t)MOST * 3 * LONGEST, 1, 0.3f, 5);
+    m.extra = device_alloc<planes_set>(3 * MOST);
+    float *u = device_alloc<float>((size_t)MOST * 3 * RANK);
+    fill_float_kernel<<<64, 256>>>(u, (size_t)MOST * 3 * RANK, 0, 1, 6);
+    m.counts = device_alloc<int32_t>(2);
     for (int i = 0; i < KINDS; i++) {
         const kind &k = kinds[i];
         int blocks = tiles_of(k.n_k, 256);
         m.n_out[i] = k.part_rows[0] + k.part_rows[1] + k.part_rows[2];
         m.row[i] = device_alloc<float>((size_t)MOST * m.n_out[i]);
         fill_float_kernel<<<256, 256>>>(m.row[i], (size_t)MOST * m.n_out[i], 0.002f, 0.001f, 9);
-        m.y[i] = device_alloc<__half>((size_t)MOST * m.n_out[i]);
-        __half *x16 = device_alloc<__half>((size_t)MOST * blocks * 256);
-        linear_planes *planes = device_alloc<linear_planes>((size_t)MOST * blocks);
+        m.y[i] = device_alloc<float>((size_t)MOST * m.n_out[i]);
+        __half *x16 = device_alloc<__half>(linear_x_bytes(blocks, MOST) / 2);
+        CUDA(cudaMemset(x16, 0, linear_x_bytes(blocks, MOST)));
+        linear_planes *planes = device_alloc<linear_planes>((size_t)MOST * 4 * blocks);
         float *x = device_alloc<float>((size_t)MOST * k.n_k);
         fill_float_kernel<<<256, 256>>>(x, (size_t)MOST * k.n_k, 0, 1, (uint32_t)(40 + i));
-        m.in[i] = {x16, planes};
-        m.planes[i] = {x, k.n_k, k.n_k, NULL, NULL, NULL, x16, planes};
+        m.in[i] = {x16, planes, u, 3 * RANK};
+        m.planes[i] = {x, k.n_k, k.n_k, m.counts, m.counts + 1, m.extra, x16, planes};
     }
     m.batch = device_alloc<linear_batch>(1);
     m.jobs = device_alloc<linear_job>((size_t)MATRICES * MOST);
-    m.counts = device_alloc<int32_t>(2);
-    for (int i = 0; i < KINDS; i++)
-        m.planes[i].n_rows = m.counts, m.planes[i].n_sets = m.counts + 1;
+    m.pairs = device_alloc<linear_pair>((size_t)MATRICES * MOST);
     m.grid = multiprocessors();
     CUDA(cudaDeviceSynchronize());
     return m;
 }
 
-/* T rows of n_tenants tenants (0: of the base alone), in equal shares. */
-static void set_mix(model &m, int rows, int n_tenants) {
+/* T rows of n_tenants tenants (0: of the base alone), in equal shares. fitted: with column scales
+ * of each part's own and low-rank pairs. */
+static void set_mix(model &m, int rows, int n_tenants, bool fitted) {
     linear_batch b = {};
     b.n_rows = rows;
     std::vector<linear_job> jobs((size_t)MATRICES * MOST);
+    std::vector<linear_pair> pairs((size_t)MATRICES * MOST);
+    std::vector<planes_set> extra(3 * MOST);
     int n_jobs = 0;
     for (int i = 0; i < m.layers * KINDS; i++) {
         n_jobs = 0;
         for (int t = 0; t < n_tenants; t++)
             for (int r = rows * t / n_tenants, end = rows * (t + 1) / n_tenants; r < end;) {
+                linear_pair &pair = pairs[(size_t)i * MOST + n_jobs];
                 linear_job &j = jobs[(size_t)i * MOST + n_jobs++];
                 const kind &k = kinds[i % KINDS];
-                j.first_row = j.first_set = r;
-                j.n_rows = std::min(end - r, linear_job_rows(rows));
-                r += j.n_rows;
+                j.first_row = (int16_t)r;
+                j.n_rows = (int16_t)std::min(end - r, linear_job_rows(rows));
                 float *row = m.row[i % KINDS] + (size_t)t * m.n_out[i % KINDS];
                 for (int p = 0; p < k.n_parts; row += k.part_rows[p++]) {
                     j.bits[p] = m.bits + m.tenant_words * t + m.bits_at[i][p];
-                    j.row[p] = row;
+                    j.row[p] = row, j.first_set[p] = fitted ? rows * (1 + p) + r : r;
+                    pair.b[p] = m.b + m.pair_halves * t + m.b_at[i][p];
+                    pair.rank[p] = RANK, pair.first_u[p] = p * RANK;
                 }
+                r += j.n_rows;
             }
     }
     if (n_tenants) {
         b.n_phases = 1, b.n_jobs = n_jobs;
         memset(b.has_delta, 1, (size_t)rows);
     }
-    int32_t counts[2] = {rows, rows};
+    for (int p = 0; p < 3 && n_tenants; p++)
+        for (int r = 0; r < rows; r++) {
+            int t = r * n_tenants / rows;
+            extra[rows * p + r] = {r, 0, m.col + ((size_t)t * 3 + p) * LONGEST};
+        }
+    m.fitted = fitted;
+    m.n_sets = fitted ? 4 * rows : rows;
+    int32_t counts[2] = {rows, m.n_sets};
+    CUDA(cudaMemcpy(m.extra, extra.data(), extra.size() * sizeof extra[0], cudaMemcpyHostToDevice));
+    CUDA(cudaMemcpy(m.pairs, pairs.data(), pairs.size() * sizeof pairs[0], cudaMemcpyHostToDevice));
     CUDA(cudaMemcpy(m.batch, &b, sizeof b, cudaMemcpyHostToDevice));
     CUDA(cudaMemcpy(m.jobs, jobs.data(), jobs.size() * sizeof jobs[0], cudaMemcpyHostToDevice));
     CUDA(cudaMemcpy(m.counts, counts, sizeof counts, cudaMemcpyHostToDevice));
@@ -122,17 +154,21 @@ static linear_args args_of(const model &m, int i) {
     a.base = (const uint4 *)m.base[i];
     a.batch = m.batch;
     a.jobs = m.jobs + (size_t)i * MOST;
+    a.pairs = m.fitted ? m.pairs + (size_t)i * MOST : NULL;
     a.y = m.y[i % KINDS];
     a.ld_y = m.n_out[i % KINDS];
     a.n_thread_blocks = m.grid;
+    int next = (i + 1) % (m.layers * KINDS), last = kinds[next % KINDS].n_parts;
+    a.next = {(const uint4 *)m.base[next], m.shape[next % KINDS].first_tile[last],
+              tiles_of(m.shape[next % KINDS].n_k, 256)};
     return a;
 }
 
 static void check_mix(const model &m, int rows) {
     for (int i = 0; i < KINDS; i++) {
         linear_args a = args_of(m, i + KINDS * (m.layers - 1));
-        CUDA(cudaMemset(a.y, 0xff, (size_t)MOST * m.n_out[i] * 2));
-        OK(planes_launch(&m.planes[i], rows, rows, 0));
+        CUDA(cudaMemset(a.y, 0xff, (size_t)MOST * m.n_out[i] * 4));
+        OK(planes_launch(&m.planes[i], rows, m.n_sets, 0));
         OK(linear_launch(&a, rows, 0));
         std::vector<int> sample;
         for (int j = 0; j < 96; j++)
@@ -141,15 +177,15 @@ static void check_mix(const model &m, int rows) {
         double *d_want = device_alloc<double>(96 * (size_t)rows);
         reference_kernel<<<dim3(3, (unsigned)rows), 32>>>(a, d_sample, 96, d_want);
         std::vector<double> want = host_copy(d_want, 96 * (size_t)rows);
-        std::vector<__half> y = host_copy(a.y, (size_t)rows * m.n_out[i]);
+        std::vector<float> y = host_copy(a.y, (size_t)rows * m.n_out[i]);
         double error = 0, norm = 0;
         for (int r = 0; r < rows; r++)
             for (int j = 0; j < 96; j++) {
                 double w = want[(size_t)r * 96 + j];
-                double d = __half2float(y[(size_t)r * m.n_out[i] + sample[j]]) - w;
+                double d = (double)y[(size_t)r * m.n_out[i] + sample[j]] - w;
                 error += d * d, norm += w * w;
             }
-        if (!(sqrt(error / norm) < 3e-4)) {
+        if (!(sqrt(error / norm) < 3e-6)) {
             printf("%s, %d rows: relative error %.2e\n", kinds[i].name, rows, sqrt(error / norm));
             exit(1);
         }
@@ -203,12 +239,18 @@ static __global__ void read_kernel(const uint4 *p, size_t n, uint32_t *out) {
         *out = x;
 }
 
-static float fused_ms(model &m, int rows, bool with_planes) {
+static float fused_ms(model &m, int rows, bool with_planes, int kind = -1) {
     return median_ms([&](cudaStream_t s) {
         for (int i = 0; i < MATRICES; i++) {
+            if (kind >= 0 && i % KINDS != kind)
+                continue;
             linear_args a = args_of(m, i);
+            if (kind >= 0)
+                a.next.base = (const uint4 *)m.base[(i + KINDS) % MATRICES],
+                a.next.n_tiles = a.shape.first_tile[a.shape.n_parts],
+                a.next.n_blocks = tiles_of(a.shape.n_k, 256);
             if (with_planes)
-                OK(planes_launch(&m.planes[i % KINDS], rows, rows, s));
+                OK(planes_launch(&m.planes[i % KINDS], rows, m.n_sets, s));
             OK(linear_launch(&a, rows, s));
         }
     });
@@ -233,28 +275,7 @@ static float cublas_ms(model &m, int rows) {
     });
 }
 
-int main(int argc, char **argv) {
-    setvbuf(stdout, NULL, _IOLBF, 0);
-    need_device();
-    OK(linear_setup());
-    bool profile = argc > 2 && !strcmp(argv[1], "profile");
-    bool quick = argc > 2 && !strcmp(argv[1], "quick");
-    static model m = make_model(profile ? atoi(argv[2]) : MOST, profile ? 1 : LAYERS);
-    if (profile) { /* one launch of each kind, for a profiler */
-        set_mix(m, atoi(argv[2]), atoi(argv[2]));
-        check_mix(m, atoi(argv[2]));
-        return 0;
-    }
-    if (quick) { /* few figures, for comparing variants: thread blocks as given */
-        m.grid = atoi(argv[2]);
-        for (int t : {1, 4, 16, 64}) {
-            set_mix(m, t, t);
-            check_mix(m, t);
-            printf(" T=%d %.3f", t, fused_ms(m, t, false));
-        }
-        printf("\n");
-        return 0;
-    }
+static double read_rate(const model &m) {
     uint32_t *out = device_alloc<uint32_t>(1);
     size_t bytes = (size_t)16 << 30; /* of the sign planes */
     double rate = 0;
@@ -264,27 +285,78 @@ int main(int argc, char **argv) {
         });
         rate = std::max(rate, (double)bytes / ms / 1e6);
     }
-    printf("read rate %.0f GB/s; base %.2f GB, tenant %.3f GB, %d blocks\n", rate,
-           m.base_bytes / 1e9, m.tenant_bytes / 1e9, m.grid);
-    printf("%4s %9s %9s %9s %7s %9s %9s %9s\n", "T", "cuBLAS", "T tenants", "floor", "of it",
-           "+ planes", "1 tenant", "base");
-    std::vector<int> counts = {1, 2, 4, 8, 16, 32, 64};
-    for (int t : counts) {
-        float blas = cublas_ms(m, t);
-        set_mix(m, t, t);
+    return rate;
+}
+
+/* Few figures, for comparing variants: T tenants of one row, in all and by kind of matrix, plain
+ * and fitted; T rows of one tenant; the base. */
+static void quick(model &m) {
+    double rate = read_rate(m);
+    printf("read rate %.0f GB/s\n%4s %8s %6s  %-36s %8s %8s %8s %8s\n", rate, "T", "tenants",
+           "floor", "qkv, o, gate+up, down: us, of floor", "fitted", "1 tenant", "base", "planes");
+    for (int t : {1, 4, 8, 16, 32, 64}) {
+        set_mix(m, t, t, false);
         check_mix(m, t);
-        float many = fused_ms(m, t, false), planes = fused_ms(m, t, true);
-        set_mix(m, t, 1);
+        double floor = (m.base_bytes + t * m.tenant_bytes) / rate / 1e6;
+        float all = fused_ms(m, t, false);
+        printf("%4d %8.3f %5.1f%% ", t, all, 100 * floor / all);
+        for (int i = 0; i < KINDS; i++) {
+            double bytes = 2.0 * m.n_out[i] * kinds[i].n_k * (1 + t / 16.0);
+            float us = fused_ms(m, t, false, i) * 1e3f / LAYERS;
+            printf(" %5.1f %2.0f%%", us, 100 * bytes / rate / 1e3 / us);
+        }
+        float planes = fused_ms(m, t, true);
+        set_mix(m, t, t, true);
+        check_mix(m, t);
+        float fitted = fused_ms(m, t, false);
+        set_mix(m, t, 1, false);
         check_mix(m, t);
         float one = fused_ms(m, t, false);
-        set_mix(m, t, 0);
+        set_mix(m, t, 0, false);
+        check_mix(m, t);
+        printf("  %8.3f %8.3f %8.3f %8.3f\n", fitted, one, fused_ms(m, t, false), planes);
+    }
+}
+
+static void table(model &m) {
+    double rate = read_rate(m);
+    printf("read rate %.0f GB/s; base %.2f GB, tenant %.3f GB, %d blocks\n", rate,
+           m.base_bytes / 1e9, m.tenant_bytes / 1e9, m.grid);
+    printf("%4s %9s %9s %9s %7s %9s %9s %9s %9s\n", "T", "cuBLAS", "T tenants", "floor", "of it",
+           "fitted", "+ planes", "1 tenant", "base");
+    for (int t : {1, 2, 4, 8, 16, 32, 64}) {
+        set_mix(m, t, t, false);
+        check_mix(m, t);
+        float blas = cublas_ms(m, t);
+        float many = fused_ms(m, t, false), planes = fused_ms(m, t, true);
+        set_mix(m, t, t, true);
+        check_mix(m, t);
+        float fitted = fused_ms(m, t, false);
+        set_mix(m, t, 1, false);
+        check_mix(m, t);
+        float one = fused_ms(m, t, false);
+        set_mix(m, t, 0, false);
         check_mix(m, t);
         float none = fused_ms(m, t, false);
         double floor = (m.base_bytes + t * m.tenant_bytes) / rate / 1e6;
-        printf("%4d %9.3f %9.3f %9.3f %6.1f%% %9.3f %9.3f %9.3f\n", t, blas, many, floor,
-               100 * floor / many, planes, one, none);
-        fflush(stdout);
+        printf("%4d %9.3f %9.3f %9.3f %6.1f%% %9.3f %9.3f %9.3f %9.3f\n", t, blas, many, floor,
+               100 * floor / many, fitted, planes, one, none);
     }
+}
+
+int main(int argc, char **argv) {
+    setvbuf(stdout, NULL, _IOLBF, 0);
+    need_device();
+    OK(linear_setup());
+    bool profile = argc > 2 && !strcmp(argv[1], "profile");
+    static model m = make_model(profile ? atoi(argv[2]) : MOST, profile ? 1 : LAYERS);
+    if (profile) { /* one launch of each kind, for a profiler */
+        set_mix(m, atoi(argv[2]), atoi(argv[2]), false);
+        check_mix(m, atoi(argv[2]));
+    } else if (argc > 1 && !strcmp(argv[1], "quick"))
+        quick(m);
+    else
+        table(m);
     CUDA(cudaDeviceSynchronize());
     return 0;
 }

@@ -122,7 +122,27 @@ __device__ static inline size_t sign_word(int n, int k, int n_blocks) {
     return ((size_t)(n / 16) * n_blocks + k / 256) * 128 + lane * 4 + (w / 4 * 2 + g / 8);
 }
 
-/* out[row][i] = the linear's output sample[i] of a row, in double. */
+/* x of a row as the linear gets it. */
+__device__ static inline double input_at(const linear_args &a, int row, int k) {
+    int blocks = (a.shape.n_k + 255) / 256;
+    return (double)__half2float(a.in.x[linear_x_at(blocks, row, k, 0)]) +
+           (double)__half2float(a.in.x[linear_x_at(blocks, row, k, 1)]);
+}
+/* Output n of a part: the planes of one job. */
+__device__ static inline double reference_signs(const linear_args &a, const linear_job &job,
+                                                int row, int part, int n) {
+    int set = job.first_set[part] + row - job.first_row, blocks = (a.shape.n_k + 255) / 256;
+    double sum = 0;
+    for (int k = 0; k < a.shape.n_k; k++) {
+        uint32_t word = job.bits[part][sign_word(n, k, blocks)];
+        double q = plane_value(a.in.planes, set, blocks, k);
+        double v = q * (double)a.in.planes[(size_t)set * blocks + k / 256].scale;
+        sum += word >> (k % 32) & 1 ? v : -v;
+    }
+    return sum * (double)job.row[part][n];
+}
+
+/* out[row][i] = the linear's output sample[i] of a row, in double; dense parts included. */
 static __global__ void reference_kernel(linear_args a, const int *sample, int n_sample,
                                         double *out) {
     int i = blockIdx.x * blockDim.x + threadIdx.x, row = blockIdx.y;
@@ -131,24 +151,32 @@ static __global__ void reference_kernel(linear_args a, const int *sample, int n_
     int n = sample[i], part = 0, blocks = (a.shape.n_k + 255) / 256;
     while (n >= a.shape.part_rows[part])
         n -= a.shape.part_rows[part++];
-    int tile = a.shape.first_tile[part] + n / 16;
     double y = 0;
+    if (a.batch->dense[row] >> part & 1) {
+        const linear_dense *d = a.dense;
+        while (row < d->first_row || row >= d->first_row + d->n_rows)
+            d++;
+        for (int k = 0; k < a.shape.n_k; k++)
+            y +=
+                (double)__half2float(d->w[part][(size_t)n * a.shape.n_k + k]) * input_at(a, row, k);
+        out[(size_t)row * n_sample + i] = y;
+        return;
+    }
+    int tile = a.shape.first_tile[part] + n / 16;
     for (int k = 0; k < a.shape.n_k; k++)
         y += (double)__half2float(((const __half *)a.base)[packed_at(tile, n % 16, k, blocks)]) *
-             (double)__half2float(a.in.x[(size_t)row * blocks * 256 + k]);
+             input_at(a, row, k);
     for (int j = 0; j < a.batch->n_phases * a.batch->n_jobs; j++) {
-        const linear_job *job = a.jobs + j;
-        if (row < job->first_row || row >= job->first_row + job->n_rows || !job->bits[part])
+        const linear_job &job = a.jobs[j];
+        if (row < job.first_row || row >= job.first_row + job.n_rows)
             continue;
-        int set = job->first_set + row - job->first_row;
-        double sum = 0;
-        for (int k = 0; k < a.shape.n_k; k++) {
-            uint32_t word = job->bits[part][sign_word(n, k, blocks)];
-            double q = plane_value(a.in.planes, set, blocks, k);
-            double v = q * (double)a.in.planes[(size_t)set * blocks + k / 256].scale;
-            sum += word >> (k % 32) & 1 ? v : -v;
-        }
-        y += sum * (double)job->row[part][n];
+        if (job.bits[part])
+            y += reference_signs(a, job, row, part, n);
+        const linear_pair *pair = a.pairs && j < a.batch->n_jobs ? a.pairs + j : NULL;
+        if (pair && pair->b[part])
+            for (int r = 0; r < pair->rank[part]; r++)
+                y += (double)__half2float(pair->b[part][(size_t)n * pair->rank[part] + r]) *
+                     (double)a.in.u[(size_t)row * a.in.ld_u + pair->first_u[part] + r];
     }
     out[(size_t)row * n_sample + i] = y;
 }
