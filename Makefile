@@ -38,7 +38,7 @@ PROGRAMS := $(O)/bitdeltad $(O)/bitdelta
 # The CUDA kernels are compiled where nvcc is, and tested on their own; no backend is made of them yet.
 CUDA_OBJ := $(call obj,$(CUDA))
 
-.PHONY: help all deps demo test bench test-gpu bench-gpu fuzz fuzz-objects format format-check layers limits docs install clean
+.PHONY: help all deps demo test test-page bench test-gpu bench-gpu fuzz fuzz-objects format format-check layers limits docs install clean
 help: ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 14
 all: deps ## install what is missing (apt), build the programs
@@ -51,6 +51,8 @@ demo: all ## serve the shipped base and tenants, print one completion of each (D
 test: all ## build and run every test
 	@$(MAKE) --no-print-directory -j$(JOBS) $(O)/test
 	@$(O)/test
+test-page: programs ## drive the playground in headless Chromium (installed with apt where it is missing)
+	@sh tests/page/run.sh $(O)
 bench: all ## measure this machine's ceilings and what the CPU backend reaches
 	@$(MAKE) --no-print-directory -j$(JOBS) $(O)/bench
 	@$(O)/bench
@@ -96,6 +98,7 @@ $(O)/kernels/cpu/%_avx512.c.o: CFLAGS += $(AVX512)
 $(O)/kernels/cpu/%_amx.c.o: CFLAGS += $(AVX512) -mamx-tile -mamx-int8
 $(O)/kernels/cpu/%.c.o: CFLAGS += -O3
 $(O)/config/options.c.o $(O)/compress/main.c.o: CFLAGS += -DBITDELTA_VERSION='"$(VERSION)"'
+$(O)/server/playground.c.o: $(wildcard demo/playground/*)
 $(O)/%.c.o: %.c Makefile
 	@mkdir -p $(@D)$(if $(V),, && echo '  cc   $<')
 	$(Q)$(CC) $(CFLAGS) -c -o $@ $<

@@ -93,7 +93,8 @@ done
 [ -z "${DEMO_ONCE:-}" ] || exit 0
 cat <<TXT
 
-Serving on $url until Ctrl-C. In another terminal:
+Serving on $url until Ctrl-C. Open $url/ in a browser to try the tenants side by side, or in
+another terminal:
   curl $url/v1/models
   curl $url/v1/completions -H 'Content-Type: application/json' \\
        -d '{"model":"math","prompt":"Q: 12 + 30 = ?\nA:","max_tokens":8,"temperature":0}'

@@ -91,6 +91,10 @@ void guard_header(struct guard *g, const char *name, size_t n_name, const char *
         g->json = is_json_type(value, n_value);
     } else if (is_name(name, n_name, "expect")) {
         g->expects_continue = true;
+    } else if (is_name(name, n_name, "if-none-match")) {
+        n_value = n_value > GUARD_MAX_ID ? 0 : n_value;
+        memcpy(g->if_none_match, value ? value : "", n_value);
+        g->if_none_match[n_value] = 0;
     } else if (is_name(name, n_name, "x-request-id")) {
         take_request_id(g, value, n_value);
     }

@@ -21,9 +21,10 @@ enum {
 struct guard {
     int n_headers, n_length, n_host, n_authorization, n_type;
     bool transfer, malformed, encoded, expects_continue, json;
-    uint64_t length;                   /* Content-Length, 0 without one */
-    const char *authorization;         /* borrowed from guard_header's value, NULL: none */
-    char request_id[GUARD_MAX_ID + 1]; /* the client's, if it is a harmless word; else "" */
+    uint64_t length;                      /* Content-Length, 0 without one */
+    const char *authorization;            /* borrowed from guard_header's value, NULL: none */
+    char if_none_match[GUARD_MAX_ID + 1]; /* "" without one, or when it is longer */
+    char request_id[GUARD_MAX_ID + 1];    /* the client's, if it is a harmless word; else "" */
 };
 
 void guard_init(struct guard *g);

@@ -59,6 +59,7 @@ struct exchange {
     const char *content_type;         /* static */
     char allow[64];                   /* Allow header of a 405, or "" */
     char ignored[HTTP_IGNORED_BYTES]; /* x-ignored-fields header, or "" */
+    const char *const *headers; /* name, value, ..., NULL: in place of Cache-Control; or NULL */
     struct buf out;
     size_t out_at; /* bytes of out already handed to libmicrohttpd */
     struct MHD_Response *response;

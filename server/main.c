@@ -122,6 +122,7 @@ static err_t serve(const struct options *o, struct why *why) {
     s->options = o;
     s->deltas_fd = -1;
     metrics_init(&s->metrics);
+    playground_init(&s->playground);
     err_t e = auth_open(&s->public_keys, o->api_key_file, why);
     if (!e)
         e = auth_open(&s->admin_keys, o->admin_key_file, why);

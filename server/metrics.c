@@ -160,6 +160,16 @@ static void write_engine(const struct server *s, const struct engine_stats *e, s
           (double)s->metrics.tenant_load_failures);
 }
 
+static void write_residency(const struct server *s, struct buf *out) {
+    static const char name[] = "bitdeltad_tenant_resident_bytes";
+    char label[600];
+    head(out, name, "gauge", "Device memory that a registered tenant holds.");
+    for (int i = 0; i < s->registry.n && i < METRICS_MAX_TENANTS; i++)
+        buf_printf(out, "%s{tenant=\"%s\"} %zu\n", name,
+                   escape(s->registry.tenants[i]->name, label),
+                   s->registry.tenants[i]->info->bytes);
+}
+
 static void write_tenants(const struct server *s, struct buf *out) {
     static const struct {
         const char *name, *help;
@@ -229,6 +239,7 @@ err_t metrics_write(const struct server *s, struct buf *out) {
     engine_stats(s->engine, &e);
     write_http(s, out);
     write_engine(s, &e, out);
+    write_residency(s, out);
     write_tenants(s, out);
     write_aliases(s, &e, out);
     return buf_printf(out,

@@ -110,7 +110,10 @@ static ssize_t read_reply(void *cls, uint64_t at, char *to, size_t cap) {
 static void add_headers(struct exchange *x, struct MHD_Response *r) {
     MHD_add_response_header(r, "Content-Type", x->content_type);
     MHD_add_response_header(r, "x-request-id", x->id);
-    MHD_add_response_header(r, "Cache-Control", x->streaming ? "no-cache" : "no-store");
+    for (const char *const *h = x->headers; h && *h; h += 2)
+        MHD_add_response_header(r, h[0], h[1]);
+    if (!x->headers)
+        MHD_add_response_header(r, "Cache-Control", x->streaming ? "no-cache" : "no-store");
     if (x->streaming)
         MHD_add_response_header(r, "X-Accel-Buffering", "no");
     if (x->close)

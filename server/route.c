@@ -8,12 +8,14 @@
 #include "server/completions.h"
 #include "server/health.h"
 #include "server/models.h"
+#include "server/playground.h"
 #include "server/server.h"
 #include "server/tokenize.h"
 
 enum { SMALL_BODY_BYTES = 65536 };
 
 const struct route routes[] = {
+    {"GET", "/", ON_PUBLIC, KEY_NEVER, BODY_NONE, playground_handle, false},
     {"POST", "/v1/completions", ON_PUBLIC, KEY_ALWAYS, BODY_LARGE, completions_handle, true},
     {"GET", "/v1/models", ON_PUBLIC, KEY_ALWAYS, BODY_NONE, models_list, true},
     {"GET", "/v1/models/", ON_PUBLIC, KEY_ALWAYS, BODY_NONE, models_one, true},
@@ -37,7 +39,7 @@ _Static_assert(sizeof routes / sizeof *routes < METRICS_MAX_ROUTES, "one more fo
 
 static bool path_matches(const struct route *r, const char *path) {
     size_t n = strlen(r->path);
-    if (r->path[n - 1] == '/')
+    if (n > 1 && r->path[n - 1] == '/')
         return strncmp(path, r->path, n) == 0 && path[n];
     return strcmp(path, r->path) == 0;
 }

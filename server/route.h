@@ -16,7 +16,8 @@ enum { ON_PUBLIC = 1, ON_ADMIN = 2 };
 enum route_body { BODY_NONE, BODY_SMALL, BODY_LARGE }; /* 64 KiB; --max-body */
 
 struct route {
-    const char *method, *path; /* a path that ends with '/' stands for everything below it */
+    const char *method,
+        *path; /* a path that ends with '/' stands for everything below it, "/" for itself */
     unsigned where;
     enum route_key key;
     enum route_body body;

@@ -11,6 +11,7 @@
 #include "server/generation.h"
 #include "server/http.h"
 #include "server/metrics.h"
+#include "server/playground.h"
 #include "server/registry.h"
 #include "tokenizer/tokenizer.h"
 
@@ -23,6 +24,7 @@ struct server {
     struct registry registry;
     struct auth public_keys, admin_keys;
     struct metrics metrics;
+    struct playground playground;
     struct http *http;
     int deltas_fd; /* directory that admin paths are confined to; -1: none configured */
 

@@ -135,6 +135,8 @@ TEST_LIMIT(admin_tenants_come_change_and_go, 180) {
     CHECK_EQ(strlen(text_at(added, "hash")), 64);
     CHECK(json_real_value(at(added, "bits_per_weight")) > 0.9);
     CHECK(at(added, "made") && at(added, "quality") && at(added, "generation"));
+    CHECK_EQ(daemon_metric(&d, "bitdeltad_tenant_resident_bytes{tenant=\"t\"}"),
+             json_integer_value(at(added, "bytes")));
     json_t *one = complete(&d, "t"), *base = complete(&d, "base");
     CHECK_STR(text_at(one, "model"), "t");
     CHECK(!json_equal(at(one, "choices.0.logprobs"), at(base, "choices.0.logprobs")));

@@ -127,7 +127,8 @@ TEST(http_unknown_methods_and_addresses_get_openai_errors) {
                  {"GET", "/v1/models/none", 404},
                  {"GET", "/admin/deltas", 404},
                  {"GET", "/v1/models/", 404},
-                 {"PUT", "/", 404},
+                 {"PUT", "/", 405},
+                 {"PUT", "/x", 404},
                  {"AVERYVERYLONGMETHODNAME", "/v1/models", 405}};
     for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
         struct answer a = client_call(&d, cases[i].method, cases[i].path, NULL, NULL);

@@ -33,7 +33,8 @@ static const struct {
 
 static void check_route(const struct daemon *d, const struct route *r, bool admin, size_t k) {
     char path[128];
-    snprintf(path, sizeof path, "%s%s", r->path, r->path[strlen(r->path) - 1] == '/' ? "x" : "");
+    size_t n = strlen(r->path);
+    snprintf(path, sizeof path, "%s%s", r->path, n > 1 && r->path[n - 1] == '/' ? "x" : "");
     const char *body = r->body == BODY_NONE ? NULL : "{}";
     struct answer a = admin ? client_admin(d, r->method, path, keys[k].header, body)
                             : client_call(d, r->method, path, keys[k].header, body);
