@@ -185,17 +185,57 @@ static err_t read_optional(const char *dir, const char *name, char **text, size_
     return e == E_IO && errno == ENOENT ? E_OK : e;
 }
 
+/* The base's tokenizer.json with the tenant's added tokens. */
+static err_t write_tokenizer_json(const struct export_job *j, const json_t *additions,
+                                  const char *text, size_t n, struct why *why) {
+    json_t *root, *added = json_object_get(additions, "added_tokens");
+    err_t e = json_parse(&root, text, n, "tokenizer.json", 32, 8 << 20, why);
+    if (e)
+        return e;
+    if (added)
+        json_object_set(root, "added_tokens", added);
+    e = write_json(j->dir, "tokenizer.json", root, why);
+    json_decref(root);
+    return e;
+}
+
+/* The settings of the additions as tokenizer_config.json has them. What stands around a text is
+ * said by the two flags, whichever way it was given. */
+static void copy_settings(const json_t *additions, json_t *config) {
+    static const char *const skipped[] = {"added_tokens", "model_hash", "pieces_hash", "prefix_ids",
+                                          "suffix_ids"};
+    const json_t *prefix = json_object_get(additions, "prefix_ids");
+    const json_t *suffix = json_object_get(additions, "suffix_ids");
+    const char *key;
+    json_t *value;
+    json_object_foreach((json_t *)additions, key, value) {
+        bool skip = false;
+        for (size_t i = 0; i < sizeof skipped / sizeof skipped[0]; i++)
+            skip |= strcmp(key, skipped[i]) == 0;
+        if (!skip)
+            json_object_set(config, key, value);
+    }
+    if (prefix)
+        json_object_set_new(config, "add_bos_token", json_boolean(json_array_size(prefix) > 0));
+    if (suffix)
+        json_object_set_new(config, "add_eos_token", json_boolean(json_array_size(suffix) > 0));
+}
+
 /* The base's tokenizer_config.json with the tenant's settings over it; added tokens in the form
  * that transformers reads since 4.34. */
 static err_t write_tokenizer(const struct export_job *j, const json_t *additions, struct why *why) {
-    char *model, *text;
-    size_t n_model, n_text;
+    char *model, *tree = NULL, *text;
+    size_t n_model, n_tree = 0, n_text;
     json_t *config = NULL;
     err_t e = read_optional(j->base->dir, "tokenizer.model", &model, &n_model, why);
-    if (e || !model)
+    if (!e && !model)
+        e = read_optional(j->base->dir, "tokenizer.json", &tree, &n_tree, why);
+    if (e || (!model && !tree))
         return e; /* nothing to add to */
-    e = write_text(j->dir, "tokenizer.model", model, n_model, why);
+    e = model ? write_text(j->dir, "tokenizer.model", model, n_model, why)
+              : write_tokenizer_json(j, additions, tree, n_tree, why);
     free(model);
+    free(tree);
     if (!e)
         e = read_optional(j->base->dir, "tokenizer_config.json", &text, &n_text, why);
     if (e)
@@ -203,17 +243,14 @@ static err_t write_tokenizer(const struct export_job *j, const json_t *additions
     if (text)
         e = json_parse(&config, text, n_text, "tokenizer_config.json", 32, 1 << 20, why);
     else
-        config = json_pack("{s:s}", "tokenizer_class", "LlamaTokenizer");
+        config = json_pack("{s:s}", "tokenizer_class",
+                           n_tree ? "PreTrainedTokenizerFast" : "LlamaTokenizer");
     free(text);
     if (e)
         return e;
-    const char *key;
-    json_t *value, *token;
+    json_t *token;
     size_t i;
-    json_object_foreach((json_t *)additions, key, value) {
-        if (strcmp(key, "added_tokens") != 0 && strcmp(key, "model_hash") != 0)
-            json_object_set(config, key, value);
-    }
+    copy_settings(additions, config);
     json_t *decoder = json_object(), *added = json_object();
     json_array_foreach(json_object_get(additions, "added_tokens"), i, token) {
         json_t *copy = json_copy(token), *id = json_object_get(token, "id");

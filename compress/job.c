@@ -73,10 +73,11 @@ static err_t parse_object(json_t **out, const char *text, const char *label, str
 /* Lets the tokenizer itself say whether the additions fit the base and the vocabulary. */
 static err_t check_tokenizer(const struct job_base *base, const json_t *additions, int32_t vocab,
                              struct why *why) {
-    char path[4096];
+    char path[4096], json_path[4096];
     snprintf(path, sizeof path, "%s/tokenizer.model", base->checkpoint.dir);
-    if (access(path, F_OK) != 0)
-        return E_OK; /* a base without one serves token ids only */
+    snprintf(json_path, sizeof json_path, "%s/tokenizer.json", base->checkpoint.dir);
+    if (access(path, F_OK) != 0 && access(json_path, F_OK) != 0)
+        return E_OK; /* a base without either serves token ids only */
     struct tokenizer *own = NULL, *extended = NULL;
     char *text = json_dumps(additions, JSON_COMPACT);
     err_t e = text ? tokenizer_open(&own, base->checkpoint.dir, why)

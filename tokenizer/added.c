@@ -55,6 +55,7 @@ err_t added_read(struct added *a, const json_t *array, int32_t vocab, struct why
             .lstrip = json_is_true(json_object_get(entry, "lstrip")),
             .rstrip = json_is_true(json_object_get(entry, "rstrip")),
             .single_word = json_is_true(json_object_get(entry, "single_word")),
+            .normalized = json_is_true(json_object_get(entry, "normalized")),
         };
         err_t e = added_put(a, &token, why);
         if (e)
@@ -144,34 +145,42 @@ static int32_t lower_bound(const struct added *a, int32_t low, int32_t high, siz
     return low;
 }
 
+/* Whether the token counts where it stands at text[at]. */
+static bool counts(const struct added_search *s, const struct added_token *t, size_t at) {
+    if (!(s->which & (t->normalized ? ADDED_NORMALIZED : ADDED_RAW)))
+        return false;
+    return !t->markup || (s->markup && !(s->trusted && memchr(s->trusted + at, 0, t->n)));
+}
+
 /* The longest token that starts exactly at text[at]. */
-static const struct added_token *match_at(const struct added *a, const char *text, size_t n,
-                                          size_t at, bool markup) {
-    int byte = (unsigned char)text[at];
+static const struct added_token *match_at(const struct added *a, const struct added_search *s,
+                                          size_t at) {
+    int byte = (unsigned char)s->text[at];
     int32_t low = a->first[byte], high = a->first[byte + 1];
     const struct added_token *found = NULL;
     for (size_t depth = 1; low < high; depth++) {
         if (a->tokens[low].n == depth) { /* the shortest sorts first */
-            if (markup || !a->tokens[low].markup)
+            if (counts(s, &a->tokens[low], at))
                 found = &a->tokens[low];
             low++;
         }
-        if (at + depth >= n)
+        if (at + depth >= s->n)
             break;
-        byte = (unsigned char)text[at + depth];
+        byte = (unsigned char)s->text[at + depth];
         low = lower_bound(a, low, high, depth, byte);
         high = lower_bound(a, low, high, depth, byte + 1);
     }
     return found;
 }
 
-const struct added_token *added_find(const struct added *a, const char *text, size_t n, size_t from,
-                                     bool markup, size_t *at) {
-    for (size_t i = from; a->n > 0 && i < n; i++) {
-        const struct added_token *t = match_at(a, text, n, i, markup);
+const struct added_token *added_find(const struct added *a, const struct added_search *s,
+                                     size_t from, size_t *at) {
+    const char *text = s->text;
+    for (size_t i = from; a->n > 0 && i < s->n; i++) {
+        const struct added_token *t = match_at(a, s, i);
         if (!t)
             continue;
-        bool alone = (i == 0 || text[i - 1] == ' ') && (i + t->n == n || text[i + t->n] == ' ');
+        bool alone = (i == 0 || text[i - 1] == ' ') && (i + t->n == s->n || text[i + t->n] == ' ');
         if (!t->single_word || alone) {
             *at = i;
             return t;

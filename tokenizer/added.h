@@ -18,6 +18,7 @@ struct added_token {
     bool markup;  /* special or written like markup: found only where parsing was asked for */
     bool lstrip, rstrip; /* white space before, after it belongs to it */
     bool single_word;    /* only between spaces */
+    bool normalized;     /* byte-pair tokenizers look for these in what the others leave */
 };
 
 struct added {
@@ -38,9 +39,21 @@ void added_free(struct added *a);
 const struct added_token *added_by_id(const struct added *a, int32_t id);
 const struct added_token *added_by_content(const struct added *a, const char *content, size_t n);
 
-/* The first token in text[from..n): the leftmost, of those the longest. *at: where it stands.
- * markup: tokens that are markup count, too. NULL: none. */
-const struct added_token *added_find(const struct added *a, const char *text, size_t n, size_t from,
-                                     bool markup, size_t *at);
+enum { ADDED_RAW = 1, ADDED_NORMALIZED = 2, ADDED_ALL = 3 };
+
+/* Where to look: in text[0..n), for tokens of the kinds `which`. markup: tokens that are markup
+ * count, too; with a map, only where trusted[i] is not 0 for all of their bytes. */
+struct added_search {
+    const char *text;
+    size_t n;
+    const unsigned char *trusted; /* NULL: no map */
+    bool markup;
+    unsigned which;
+};
+
+/* The first token from `from` on: the leftmost, of those the longest. *at: where it stands. NULL:
+ * none. */
+const struct added_token *added_find(const struct added *a, const struct added_search *s,
+                                     size_t from, size_t *at);
 
 #endif

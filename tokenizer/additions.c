@@ -76,15 +76,16 @@ out:
 }
 
 /* *out: the object in dir/name; NULL if there is no such file. */
-static err_t read_object(const char *dir, const char *name, json_t **out, struct why *why) {
+static err_t read_large_object(const char *dir, const char *name, size_t max_bytes,
+                               size_t max_values, json_t **out, struct why *why) {
     char *text, label[256];
     size_t n;
     *out = NULL;
-    err_t e = additions_read_file(dir, name, MAX_JSON_BYTES, &text, &n, why);
+    err_t e = additions_read_file(dir, name, max_bytes, &text, &n, why);
     if (e || !text)
         return e;
     snprintf(label, sizeof label, "%.180s/%s", dir, name);
-    e = json_parse(out, text, n, label, ADDITIONS_MAX_DEPTH, ADDITIONS_MAX_VALUES, why);
+    e = json_parse(out, text, n, label, ADDITIONS_MAX_DEPTH, max_values, why);
     free(text);
     if (e)
         return e;
@@ -94,6 +95,26 @@ static err_t read_object(const char *dir, const char *name, json_t **out, struct
         return why_set(why, E_FORMAT, "%s/%s holds no JSON object", dir, name);
     }
     return E_OK;
+}
+
+static err_t read_object(const char *dir, const char *name, json_t **out, struct why *why) {
+    return read_large_object(dir, name, MAX_JSON_BYTES, ADDITIONS_MAX_VALUES, out, why);
+}
+
+err_t additions_read_json(const char *dir, json_t **root, struct why *why) {
+    char *model;
+    size_t n;
+    *root = NULL;
+    err_t e =
+        additions_read_file(dir, "tokenizer.model", ADDITIONS_MAX_MODEL_BYTES, &model, &n, why);
+    /* A SentencePiece model starts with its first piece: field 1, length-delimited. Llama-3 folders
+     * hold a list of another kind under the same name. */
+    bool sentencepiece = model && (n == 0 || model[0] == 0x0a);
+    free(model);
+    if (e || sentencepiece)
+        return e;
+    return read_large_object(dir, "tokenizer.json", ADDITIONS_MAX_JSON_BYTES,
+                             ADDITIONS_MAX_JSON_VALUES, root, why);
 }
 
 /* A special token stands as a string or as an object with "content". Borrowed; NULL: neither. */
@@ -242,10 +263,10 @@ static err_t hash_model(const char *dir, json_t *out, struct why *why) {
     return json_object_set_new(out, "model_hash", json_string(hex)) ? E_NOMEM : E_OK;
 }
 
-err_t additions_read_folder(const char *dir, json_t **out, struct why *why) {
+err_t additions_read_folder(const char *dir, const json_t *root, json_t **out, struct why *why) {
     json_t *config = NULL, *map = NULL, *tokens = json_array(), *all = json_object();
     err_t e = tokens && all ? E_OK : why_set(why, E_NOMEM, "no memory for %s", dir);
-    if (!e)
+    if (!e && !root)
         e = hash_model(dir, all, why);
     if (!e)
         e = read_object(dir, "tokenizer_config.json", &config, why);
@@ -260,8 +281,10 @@ err_t additions_read_folder(const char *dir, json_t **out, struct why *why) {
         e = newer ? read_decoder(config, tokens, dir, why)
                   : read_added_tokens(dir, config, tokens, why);
     /* A folder with settings says that it has no added tokens; one without says nothing. */
-    if (!e && (config || json_array_size(tokens) > 0) &&
-        (json_object_set(all, "added_tokens", tokens) || copy_settings(config, all)))
+    if (!e && root)
+        e = additions_of_json(root, config, tokens, all, why);
+    else if (!e && (config || json_array_size(tokens) > 0) &&
+             (json_object_set(all, "added_tokens", tokens) || copy_settings(config, all)))
         e = why_set(why, E_NOMEM, "no memory for %s", dir);
     if (!e)
         e = read_template(dir, config, all, why);

@@ -1,6 +1,5 @@
-/* Ids to text, one at a time or all at once; see tokenizer.h. A byte piece is held back until the
- * bytes make a character or cannot any more; then each byte is one U+FFFD, as the reference
- * prints them. */
+/* Ids to text, one at a time or all at once; see tokenizer.h. Bytes are held back until they make a
+ * character or cannot any more. */
 #include <stdlib.h>
 #include <string.h>
 
@@ -8,8 +7,12 @@
 #include "tokenizer/tokenizer.h"
 #include "tokenizer/vocab.h"
 
-_Static_assert(VOCAB_MAX_PIECE_BYTES + 4 * (sizeof UTF8_REPLACEMENT_TEXT - 1) <= DETOK_MAX_BYTES,
+enum { N_REPLACEMENT = sizeof UTF8_REPLACEMENT_TEXT - 1 };
+
+_Static_assert(VOCAB_MAX_PIECE_BYTES + 4 * N_REPLACEMENT <= DETOK_MAX_BYTES,
                "one push emits at most the held-back bytes as U+FFFD and one piece");
+_Static_assert((VOCAB_MAX_PIECE_BYTES + 3) * N_REPLACEMENT <= DETOK_MAX_BYTES,
+               "or a piece of which every byte is a U+FFFD");
 
 void detok_init(struct detok *d, const struct tokenizer *t, bool skip_special,
                 bool continues_text) {
@@ -20,6 +23,15 @@ void detok_init(struct detok *d, const struct tokenizer *t, bool skip_special,
 static size_t put(char *out, size_t used, const void *bytes, size_t n) {
     memcpy(out + used, bytes, n);
     return used + n;
+}
+
+/* How many of the held-back bytes, which start no whole character, one U+FFFD stands for. */
+static size_t broken(const struct detok *d) {
+    if (tokenizer_is_bytes(d->t))
+        for (size_t n = (size_t)d->n_pending; n > 1; n--)
+            if (utf8_may_grow(d->pending, n))
+                return n;
+    return 1;
 }
 
 /* Emits what the held-back bytes decide by now; `all`: nothing more can come. */
@@ -34,8 +46,8 @@ static size_t settle(struct detok *d, char *out, bool all) {
         if (length > 0) {
             used = put(out, used, d->pending, length);
         } else {
-            used = put(out, used, UTF8_REPLACEMENT_TEXT, sizeof UTF8_REPLACEMENT_TEXT - 1);
-            length = 1;
+            used = put(out, used, UTF8_REPLACEMENT_TEXT, N_REPLACEMENT);
+            length = broken(d);
         }
         memmove(d->pending, d->pending + length, n - length);
         d->n_pending -= (int)length;
@@ -49,12 +61,16 @@ size_t detok_push(struct detok *d, int32_t id, char out[DETOK_MAX_BYTES]) {
     bool special = tokenizer_is_special(d->t, id);
     if (!piece || (special && d->skip_special))
         return 0;
-    if (!special && tokenizer_is_byte(d->t, id)) {
-        d->pending[d->n_pending++] = (unsigned char)piece[0];
+    size_t used = 0;
+    if (!special && (tokenizer_is_bytes(d->t) || tokenizer_is_byte(d->t, id))) {
         d->at_start = false;
-        return settle(d, out, false);
+        for (size_t i = 0; i < n; i++) {
+            d->pending[d->n_pending++] = (unsigned char)piece[i];
+            used += settle(d, out + used, false);
+        }
+        return used;
     }
-    size_t used = settle(d, out, true);
+    used = settle(d, out, true);
     if (d->at_start && !special && piece[0] == ' ') {
         piece++;
         n--;

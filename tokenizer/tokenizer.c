@@ -1,6 +1,6 @@
-/* The tokenizer's door: opening, encoding, and what an id stands for; see tokenizer.h. Owns its
- * added tokens and, if it was opened from a folder, the vocabulary that its extensions share.
- * Chat templates are only handed on; nothing here runs them. */
+/* The tokenizer's door: opening, and what an id stands for; see tokenizer.h. Owns its added tokens
+ * and, if it was opened from a folder, the vocabulary that its extensions share. Whether that is
+ * SentencePiece or byte pairs is decided here, once. */
 #include "tokenizer/tokenizer.h"
 
 #include <jansson.h>
@@ -9,22 +9,11 @@
 
 #include "config/json.h"
 #include "config/utf8.h"
-#include "tokenizer/added.h"
 #include "tokenizer/additions.h"
-#include "tokenizer/vocab.h"
+#include "tokenizer/own.h"
 
-enum { MAX_VOCAB = 1 << 24 }; /* ids an opened folder may name; its config.json is read elsewhere */
-
-struct tokenizer {
-    const struct vocab *vocab;
-    struct vocab *owned; /* == vocab in a tokenizer opened from a folder, else NULL */
-    struct added added;  /* control pieces of the model among them */
-    struct added guards; /* markup that is an ordinary piece of the model, too */
-    struct tokenizer_facts facts;
-    char *settings;                  /* the JSON it was made of; owned */
-    char *template;                  /* facts.chat_template; owned */
-    bool prefix_every, prefix_first; /* a space before every stretch; before the first alone */
-    size_t most_bytes_per_id;        /* 0: no bound */
+enum {
+    MAX_VOCAB = 1 << 24, /* ids an opened folder may name; its config.json is read elsewhere */
 };
 
 static bool flag_of(const json_t *settings, const char *key, bool absent) {
@@ -66,22 +55,42 @@ static err_t add_control_pieces(struct tokenizer *t, struct why *why) {
     return e;
 }
 
+/* Byte pairs: plain text is kept from being joined into a piece that is markup. A piece of one
+ * symbol cannot be kept from anything. */
+static err_t close_piece(struct tokenizer *t, const struct added_token *token, struct why *why) {
+    const struct bpe *b = t->vocab->bpe;
+    uint32_t c;
+    bool is_symbol =
+        b->byte_level ? token->n == 1 : utf8_next(token->content, token->n, &c) == token->n;
+    if (is_symbol)
+        return why_set(why, E_UNSUPPORTED,
+                       "the added token %d is one character of the model's alphabet and special: "
+                       "text could not hold that character any more",
+                       token->id);
+    t->closed[token->id >> 3] |= (unsigned char)(1 << (token->id & 7));
+    return E_OK;
+}
+
 /* An added token over an ordinary piece must be that piece: else plain text could become it. Where
  * it is markup, plain text is kept from becoming it while encoding. */
 static err_t guard_pieces(struct tokenizer *t, struct why *why) {
+    if (t->vocab->bpe && !(t->closed = calloc((size_t)t->vocab->n_pieces / 8 + 1, 1)))
+        return why_set(why, E_NOMEM, "no memory for the tokenizer");
     for (int32_t i = 0; i < t->added.n; i++) {
         const struct added_token *token = &t->added.tokens[i];
         if (token->id >= t->vocab->n_pieces)
             continue;
         const struct vocab_piece *p = &t->vocab->pieces[token->id];
-        if (p->kind != SP_NORMAL && p->kind != SP_BYTE)
+        if (!p->text || (p->kind != SP_NORMAL && p->kind != SP_BYTE))
             continue;
         if (p->kind == SP_BYTE || p->n != token->n || memcmp(p->text, token->content, p->n) != 0)
             return why_set(why, E_FORMAT,
                            "the added token %d has the id of an ordinary piece of the model; text "
                            "could become it unasked",
                            token->id);
-        err_t e = token->markup ? added_put(&t->guards, token, why) : E_OK;
+        err_t e = E_OK;
+        if (token->markup)
+            e = t->vocab->bpe ? close_piece(t, token, why) : added_put(&t->guards, token, why);
         if (e)
             return e;
     }
@@ -89,10 +98,13 @@ static err_t guard_pieces(struct tokenizer *t, struct why *why) {
 }
 
 static void set_prefix_rules(struct tokenizer *t, const json_t *settings) {
-    bool legacy = flag_of(settings, "legacy", true);
-    t->prefix_every = legacy && t->vocab->rules.dummy_prefix;
-    t->prefix_first = !legacy && flag_of(settings, "add_prefix_space", true);
-    t->most_bytes_per_id = t->vocab->whole ? 0 : t->vocab->longest;
+    const struct bpe *b = t->vocab->bpe;
+    bool legacy = flag_of(settings, "legacy", true), bounded = b ? b->bounded : !t->vocab->whole;
+    t->prefix_every = b ? b->prefix == BPE_PREFIX_EVERY : legacy && t->vocab->rules.dummy_prefix;
+    t->prefix_first =
+        b ? b->prefix == BPE_PREFIX_FIRST : !legacy && flag_of(settings, "add_prefix_space", true);
+    t->strips = b ? b->strips : t->prefix_every || t->prefix_first;
+    t->most_bytes_per_id = bounded ? t->vocab->longest : 0;
     for (int32_t i = 0; i < t->added.n && t->most_bytes_per_id; i++) {
         const struct added_token *token = &t->added.tokens[i];
         if (token->n > t->most_bytes_per_id)
@@ -100,6 +112,48 @@ static void set_prefix_rules(struct tokenizer *t, const json_t *settings) {
         if (token->lstrip || token->rstrip)
             t->most_bytes_per_id = 0;
     }
+}
+
+/* The ids put before (after) every text: as tokenizer.json lists them, or BOS (EOS) if the flag of
+ * a SentencePiece folder says so. */
+static err_t read_around(struct tokenizer *t, const json_t *list, bool flag, int32_t named,
+                         struct around *out, struct why *why) {
+    size_t i, n;
+    json_t *id;
+    if (!json_is_array(list)) {
+        if (flag && named >= 0)
+            out->ids[out->n++] = named;
+        return E_OK;
+    }
+    json_array_foreach(list, i, id) {
+        json_int_t value = json_is_integer(id) ? json_integer_value(id) : -1;
+        if (value < 0 || value > INT32_MAX || !tokenizer_piece(t, (int32_t)value, &n) ||
+            out->n == MAX_AROUND)
+            return why_set(why, E_FORMAT,
+                           "the ids put around texts are more than %d, or not of this tokenizer",
+                           MAX_AROUND);
+        out->ids[out->n++] = (int32_t)value;
+    }
+    return E_OK;
+}
+
+/* What the byte-pair reference does in ways that are not followed here. */
+static err_t check_added(const struct tokenizer *t, struct why *why) {
+    const struct bpe *b = t->vocab->bpe;
+    for (int32_t i = 0; b && i < t->added.n; i++) {
+        const struct added_token *token = &t->added.tokens[i];
+        if (token->single_word)
+            return why_set(why, E_UNSUPPORTED,
+                           "the added token %d is 'single_word', which is not supported with "
+                           "tokenizer.json",
+                           token->id);
+        if (token->normalized && b->marks && !b->keep_space)
+            return why_set(why, E_UNSUPPORTED,
+                           "the added token %d is 'normalized', which is not supported where a "
+                           "normalizer rewrites texts",
+                           token->id);
+    }
+    return E_OK;
 }
 
 /* Fills in all but vocab and owned. vocab_size: ids outside 0 .. vocab_size-1 are refused. */
@@ -111,6 +165,8 @@ static err_t apply_settings(struct tokenizer *t, const json_t *settings, int32_t
     if (!e)
         e = add_control_pieces(t, why);
     if (!e)
+        e = check_added(t, why);
+    if (!e)
         e = guard_pieces(t, why);
     if (e)
         return e;
@@ -120,9 +176,16 @@ static err_t apply_settings(struct tokenizer *t, const json_t *settings, int32_t
         .bos_id = named_id(t, settings, "bos_token", "<s>"),
         .eos_id = named_id(t, settings, "eos_token", "</s>"),
         .unk_id = named_id(t, settings, "unk_token", "<unk>"),
-        .add_bos = flag_of(settings, "add_bos_token", true),
-        .add_eos = flag_of(settings, "add_eos_token", false),
     };
+    e = read_around(t, json_object_get(settings, "prefix_ids"),
+                    flag_of(settings, "add_bos_token", true), t->facts.bos_id, &t->before, why);
+    if (!e)
+        e = read_around(t, json_object_get(settings, "suffix_ids"),
+                        flag_of(settings, "add_eos_token", false), t->facts.eos_id, &t->after, why);
+    if (e)
+        return e;
+    t->facts.add_bos = t->before.n > 0;
+    t->facts.add_eos = t->after.n > 0;
     const char *template = json_string_value(json_object_get(settings, "chat_template"));
     t->template = template ? strdup(template) : NULL;
     t->facts.chat_template = t->template;
@@ -132,27 +195,38 @@ static err_t apply_settings(struct tokenizer *t, const json_t *settings, int32_t
                : why_set(why, E_NOMEM, "no memory for the tokenizer");
 }
 
-err_t tokenizer_open(struct tokenizer **out, const char *dir, struct why *why) {
-    *out = NULL;
-    char *model = NULL;
-    size_t n = 0;
-    json_t *settings = NULL;
-    struct tokenizer *t = calloc(1, sizeof *t);
-    if (!t)
-        return why_set(why, E_NOMEM, "no memory for the tokenizer");
+/* The vocabulary of a folder's tokenizer.model. */
+static err_t open_model(struct tokenizer *t, const char *dir, struct why *why) {
+    char *model;
+    size_t n;
     err_t e =
         additions_read_file(dir, "tokenizer.model", ADDITIONS_MAX_MODEL_BYTES, &model, &n, why);
     if (!e && !model)
-        e = why_set(why, E_UNSUPPORTED,
-                    "%s has no tokenizer.model: only SentencePiece tokenizers are supported", dir);
+        e = why_set(why, E_UNSUPPORTED, "%s has neither a tokenizer.model nor a tokenizer.json",
+                    dir);
     if (!e && (e = vocab_open(&t->owned, model, n, why)))
         why_prefix(why, e, "%s/tokenizer.model", dir);
+    free(model);
+    return e;
+}
+
+err_t tokenizer_open(struct tokenizer **out, const char *dir, struct why *why) {
+    *out = NULL;
+    json_t *settings = NULL, *root = NULL;
+    struct tokenizer *t = calloc(1, sizeof *t);
+    if (!t)
+        return why_set(why, E_NOMEM, "no memory for the tokenizer");
+    err_t e = additions_read_json(dir, &root, why);
+    if (!e && !root)
+        e = open_model(t, dir, why);
+    else if (!e && (e = vocab_open_json(&t->owned, root, why)))
+        why_prefix(why, e, "%s", dir);
     t->vocab = t->owned;
     if (!e)
-        e = additions_read_folder(dir, &settings, why);
+        e = additions_read_folder(dir, root, &settings, why);
     if (!e && (e = apply_settings(t, settings, MAX_VOCAB, why)))
         why_prefix(why, e, "%s", dir);
-    free(model);
+    json_decref(root);
     json_decref(settings);
     if (e) {
         tokenizer_close(t);
@@ -160,6 +234,25 @@ err_t tokenizer_open(struct tokenizer **out, const char *dir, struct why *why) {
     }
     *out = t;
     return E_OK;
+}
+
+/* Additions belong to the model they were read beside. */
+static err_t check_model(const struct vocab *v, const json_t *own, struct why *why) {
+    const char *hash = json_string_value(json_object_get(own, "model_hash"));
+    const char *pieces = json_string_value(json_object_get(own, "pieces_hash"));
+    char hex[SHA256_HEX];
+    if (!hash || !*hash || strcmp(hash, v->model_hash) == 0)
+        return E_OK;
+    /* A tokenizer.json made of the base's SentencePiece model: the same pieces. */
+    if (pieces && !v->bpe) {
+        if (vocab_pieces_hash(v, hex))
+            return why_set(why, E_NOMEM, "no memory for the tokenizer");
+        if (strcmp(hex, pieces) == 0)
+            return E_OK;
+    }
+    return why_set(why, E_WRONG_BASE,
+                   "made with another tokenizer model (SHA-256 %.16s...; the base has %.16s...)",
+                   hash, v->model_hash);
 }
 
 err_t tokenizer_extend(struct tokenizer **out, const struct tokenizer *base, const char *json,
@@ -173,11 +266,8 @@ err_t tokenizer_extend(struct tokenizer **out, const struct tokenizer *base, con
                        ADDITIONS_MAX_VALUES, why);
     if (!e && !json_is_object(own))
         e = why_set(why, E_FORMAT, "the tokenizer's additions are not a JSON object");
-    const char *hash = e ? NULL : json_string_value(json_object_get(own, "model_hash"));
-    if (hash && *hash && strcmp(hash, base->vocab->model_hash) != 0)
-        e = why_set(why, E_WRONG_BASE,
-                    "made with another tokenizer.model (SHA-256 %.16s...; the base has %.16s...)",
-                    hash, base->vocab->model_hash);
+    if (!e)
+        e = check_model(base->vocab, own, why);
     if (!e && json_object_update(settings, own))
         e = why_set(why, E_NOMEM, "no memory for the tokenizer");
     if (!e) {
@@ -199,21 +289,41 @@ void tokenizer_close(struct tokenizer *t) {
         return;
     added_free(&t->added);
     added_free(&t->guards);
+    free(t->closed);
     free(t->settings);
     free(t->template);
     vocab_close(t->owned);
     free(t);
 }
 
-err_t tokenizer_additions(const char *dir, char **json, struct why *why) {
-    json_t *settings;
-    *json = NULL;
-    err_t e = additions_read_folder(dir, &settings, why);
+/* model_hash and, for a model of characters, pieces_hash of a tokenizer.json. */
+static err_t hash_json(const char *dir, const json_t *root, json_t *settings, struct why *why) {
+    struct vocab *v;
+    char hex[SHA256_HEX];
+    err_t e = vocab_open_json(&v, root, why);
     if (e)
-        return e;
-    *json = json_dumps(settings, JSON_COMPACT);
+        return why_prefix(why, e, "%s", dir);
+    int bad = json_object_set_new(settings, "model_hash", json_string(v->model_hash));
+    if (!v->bpe->byte_level)
+        bad |= vocab_pieces_hash(v, hex) ||
+               json_object_set_new(settings, "pieces_hash", json_string(hex));
+    vocab_close(v);
+    return bad ? why_set(why, E_NOMEM, "no memory for the tokenizer") : E_OK;
+}
+
+err_t tokenizer_additions(const char *dir, char **json, struct why *why) {
+    json_t *settings = NULL, *root;
+    *json = NULL;
+    err_t e = additions_read_json(dir, &root, why);
+    if (!e)
+        e = additions_read_folder(dir, root, &settings, why);
+    if (!e && root)
+        e = hash_json(dir, root, settings, why);
+    if (!e && !(*json = json_dumps(settings, JSON_COMPACT)))
+        e = why_set(why, E_NOMEM, "no memory for the tokenizer");
+    json_decref(root);
     json_decref(settings);
-    return *json ? E_OK : why_set(why, E_NOMEM, "no memory for the tokenizer");
+    return e;
 }
 
 const char *tokenizer_model_hash(const struct tokenizer *t) {
@@ -242,128 +352,23 @@ bool tokenizer_is_special(const struct tokenizer *t, int32_t id) {
 }
 
 bool tokenizer_is_byte(const struct tokenizer *t, int32_t id) {
-    return id >= 0 && id < t->vocab->n_pieces && t->vocab->pieces[id].kind == SP_BYTE;
+    if (id < 0 || id >= t->vocab->n_pieces || added_by_id(&t->added, id))
+        return false;
+    const struct vocab_piece *p = &t->vocab->pieces[id];
+    if (t->vocab->bpe && t->vocab->bpe->byte_level)
+        return p->text && utf8_valid_prefix(p->text, p->n) < p->n;
+    return p->kind == SP_BYTE;
+}
+
+bool tokenizer_is_bytes(const struct tokenizer *t) {
+    return t->vocab->bpe && t->vocab->bpe->byte_level;
 }
 
 bool tokenizer_prefixes(const struct tokenizer *t) {
-    return t->prefix_every || t->prefix_first;
+    return t->strips;
 }
 
 int32_t tokenizer_special_id(const struct tokenizer *t, const char *content) {
     const struct added_token *added = added_by_content(&t->added, content, strlen(content));
     return added ? added->id : -1;
-}
-
-/* White space as Python's str.strip knows it: what lstrip and rstrip were tested with. */
-static bool is_white(uint32_t c) {
-    return (c >= 0x09 && c <= 0x0d) || (c >= 0x1c && c <= 0x20) || c == 0x85 || c == 0xa0 ||
-           c == 0x1680 || (c >= 0x2000 && c <= 0x200a) || c == 0x2028 || c == 0x2029 ||
-           c == 0x202f || c == 0x205f || c == 0x3000;
-}
-
-static size_t skip_white(const char *text, size_t n, size_t at) {
-    uint32_t c;
-    while (at < n) {
-        size_t length = utf8_next(text + at, n - at, &c);
-        if (!is_white(c))
-            break;
-        at += length;
-    }
-    return at;
-}
-
-/* End of text[from..end) without its trailing white space. */
-static size_t trim_white(const char *text, size_t from, size_t end) {
-    size_t keep = from;
-    uint32_t c;
-    for (size_t at = from; at < end;) {
-        at += utf8_next(text + at, end - at, &c);
-        if (!is_white(c))
-            keep = at;
-    }
-    return keep;
-}
-
-/* A stretch without added tokens. unparsed: special tokens in it are text. A guarded content is cut
- * after its first character: no piece reaches across, so its id cannot come out. */
-static err_t encode_plain(const struct tokenizer *t, const char *text, size_t n, bool prefix,
-                          bool unparsed, struct sp_ids *ids) {
-    size_t from = 0, at, first = ids->n;
-    const struct added_token *guard;
-    uint32_t c;
-    err_t e = E_OK;
-    while (!e && unparsed && (guard = added_find(&t->guards, text, n, from, true, &at))) {
-        at += utf8_next(text + at, n - at, &c);
-        e = vocab_encode(t->vocab, text + from, at - from, prefix, ids);
-        prefix = false;
-        from = at;
-    }
-    if (!e)
-        e = vocab_encode(t->vocab, text + from, n - from, prefix, ids);
-    /* A model that rewrites characters can still compose one; its text is then refused. */
-    for (size_t i = first; !e && unparsed && t->guards.n > 0 && i < ids->n; i++)
-        if (added_by_id(&t->guards, ids->v[i]))
-            e = E_INVAL;
-    return e;
-}
-
-static err_t encode_text(const struct tokenizer *t, const char *text, size_t n, bool parse,
-                         struct sp_ids *ids) {
-    size_t from = 0, at = 0;
-    err_t e = E_OK;
-    while (!e && from < n) {
-        const struct added_token *token = added_find(&t->added, text, n, from, parse, &at);
-        size_t end = token ? at : n;
-        if (token && token->lstrip)
-            end = trim_white(text, from, end);
-        bool prefix = t->prefix_every || (t->prefix_first && from == 0);
-        if (end > from)
-            e = encode_plain(t, text + from, end - from, prefix, !parse, ids);
-        else if (token && !token->special && from == 0 && t->prefix_first)
-            e = sp_encode(t->vocab->bare, UTF8_SPACE_MARK_TEXT, sizeof UTF8_SPACE_MARK_TEXT - 1,
-                          ids);
-        if (!token)
-            break;
-        if (!e)
-            e = sp_ids_add(ids, token->id);
-        from = at + token->n;
-        if (token->rstrip)
-            from = skip_white(text, n, from);
-    }
-    return e;
-}
-
-err_t tokenizer_encode(const struct tokenizer *t, const char *text, size_t n, unsigned flags,
-                       size_t max_bytes, int32_t max_ids, int32_t **ids, int32_t *n_ids,
-                       struct why *why) {
-    struct sp_ids found = {.cap_max = max_ids > 0 ? (size_t)max_ids : 0};
-    *ids = NULL;
-    *n_ids = 0;
-    if (n > max_bytes)
-        return why_set(why, E_CONTEXT, "The prompt has %zu bytes; at most %zu are read.", n,
-                       max_bytes);
-    size_t valid = utf8_valid_prefix(text, n);
-    if (valid < n)
-        return why_set(why, E_INVAL, "The prompt is not UTF-8: byte %zu of %zu.", valid, n);
-    /* Texts that cannot fit are refused before they cost anything. */
-    err_t e = t->most_bytes_per_id && n / t->most_bytes_per_id > found.cap_max ? E_CONTEXT : E_OK;
-    if (!e && (flags & ENCODE_SPECIAL_TOKENS) && t->facts.add_bos && t->facts.bos_id >= 0)
-        e = sp_ids_add(&found, t->facts.bos_id);
-    if (!e)
-        e = encode_text(t, text, n, flags & ENCODE_PARSE_SPECIAL, &found);
-    if (!e && (flags & ENCODE_SPECIAL_TOKENS) && t->facts.add_eos && t->facts.eos_id >= 0)
-        e = sp_ids_add(&found, t->facts.eos_id);
-    if (!e && !found.v && !(found.v = malloc(sizeof *found.v)))
-        e = E_NOMEM;
-    if (e) {
-        free(found.v);
-        if (e == E_CONTEXT)
-            return why_set(why, e, "The prompt has more than %d tokens.", max_ids);
-        if (e == E_INVAL)
-            return why_set(why, e, "The text spells a special token in other characters.");
-        return why_set(why, e, "%s", err_sentence(e));
-    }
-    *ids = found.v;
-    *n_ids = (int32_t)found.n;
-    return E_OK;
 }

@@ -1,8 +1,9 @@
-/* The SentencePiece model shared by a base and its tenants; see vocab.h.
+/* The model shared by a base and its tenants; see vocab.h.
  *
- * The library's encoder costs n log n and falls out of the caches on long texts. A text is
- * therefore cut, without changing a single id, between two characters that stand side by side in no
- * piece: no merge can ever cross such a place. Runs without one (a million times 'a') go in whole.
+ * SentencePiece: the library's encoder costs n log n and falls out of the caches on long texts. A
+ * text is therefore cut, without changing a single id, between two characters that stand side by
+ * side in no piece: no merge can ever cross such a place. Runs without one (a million times 'a') go
+ * in whole.
  */
 #include "tokenizer/vocab.h"
 
@@ -157,9 +158,60 @@ err_t vocab_open(struct vocab **out, const void *model, size_t n, struct why *wh
     return E_OK;
 }
 
+/* The bytes of each byte-pair piece; in a model of characters U+2581 prints as a space. */
+static err_t print_bpe_pieces(struct vocab *v, struct why *why) {
+    const struct bpe *b = v->bpe;
+    size_t bytes = 0, used = 0;
+    v->n_pieces = b->n_pieces;
+    for (int32_t id = 0; id < b->n_pieces; id++)
+        bytes += b->pieces[id].n;
+    v->pieces = calloc((size_t)v->n_pieces + 1, sizeof *v->pieces);
+    v->texts = malloc(bytes + 1);
+    if (!v->pieces || !v->texts)
+        return why_set(why, E_NOMEM, "no memory for %d pieces", v->n_pieces);
+    for (int32_t id = 0; id < b->n_pieces; id++) {
+        const struct bpe_piece *p = &b->pieces[id];
+        if (!p->text)
+            continue;
+        bool is_byte = false;
+        if (b->byte_fallback && !b->byte_level && p->n == 6)
+            for (int byte = 0; byte < 256; byte++)
+                is_byte |= b->byte_id[byte] == id;
+        size_t printed = p->n;
+        if (b->byte_level)
+            memcpy(v->texts + used, p->text, p->n);
+        else
+            printed = print_piece(p->text, p->n, is_byte ? SP_BYTE : SP_NORMAL, v->texts + used);
+        v->pieces[id] = (struct vocab_piece){
+            .text = v->texts + used, .n = (uint32_t)printed, .kind = is_byte ? SP_BYTE : SP_NORMAL};
+        used += printed;
+        if (p->n > v->longest)
+            v->longest = p->n;
+    }
+    return E_OK;
+}
+
+err_t vocab_open_json(struct vocab **out, const json_t *root, struct why *why) {
+    *out = NULL;
+    struct vocab *v = calloc(1, sizeof *v);
+    if (!v)
+        return why_set(why, E_NOMEM, "no memory for the tokenizer");
+    err_t e = bpe_open(&v->bpe, root, why);
+    if (!e)
+        e = print_bpe_pieces(v, why);
+    if (e) {
+        vocab_close(v);
+        return e;
+    }
+    memcpy(v->model_hash, v->bpe->hash, sizeof v->model_hash);
+    *out = v;
+    return E_OK;
+}
+
 void vocab_close(struct vocab *v) {
     if (!v)
         return;
+    bpe_close(v->bpe);
     sp_close(v->bare);
     sp_close(v->whole);
     free(v->pieces);
@@ -228,13 +280,38 @@ err_t vocab_encode(const struct vocab *v, const char *text, size_t n, bool prefi
     return e;
 }
 
+/* The piece as it stands in the model; NULL: a gap. */
+static const char *piece_of(const struct vocab *v, int32_t id, size_t *n) {
+    enum sp_kind kind;
+    if (!v->bpe)
+        return sp_piece(v->bare, id, n, &kind);
+    *n = v->bpe->pieces[id].n;
+    return v->bpe->pieces[id].text;
+}
+
 int32_t vocab_find(const struct vocab *v, const char *content, size_t n) {
     size_t n_piece;
-    enum sp_kind kind;
     for (int32_t id = 0; id < v->n_pieces; id++) {
-        const char *piece = sp_piece(v->bare, id, &n_piece, &kind);
+        const char *piece = piece_of(v, id, &n_piece);
         if (piece && n_piece == n && memcmp(piece, content, n) == 0)
             return id;
     }
     return -1;
+}
+
+err_t vocab_pieces_hash(const struct vocab *v, char hex[SHA256_HEX]) {
+    struct sha256 hash;
+    unsigned char digest[SHA256_BYTES];
+    err_t e = sha256_init(&hash);
+    if (e)
+        return e;
+    for (int32_t id = 0; id < v->n_pieces; id++) {
+        size_t n = 0;
+        const char *piece = piece_of(v, id, &n);
+        sha256_add(&hash, &n, sizeof n);
+        sha256_add(&hash, piece, n);
+    }
+    sha256_end(&hash, digest);
+    sha256_hex(digest, hex);
+    return E_OK;
 }

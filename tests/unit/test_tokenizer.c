@@ -386,7 +386,7 @@ TEST(tokenizer_refuses_additions_that_cannot_be_meant) {
     } cases[] = {
         {"[]", E_FORMAT, "not a JSON object"},
         {"{", E_FORMAT, "not valid JSON"},
-        {"{\"model_hash\": \"00\"}", E_WRONG_BASE, "another tokenizer.model"},
+        {"{\"model_hash\": \"00\"}", E_WRONG_BASE, "another tokenizer model"},
         {"{\"added_tokens\": {}}", E_FORMAT, "not an array"},
         {"{\"added_tokens\": [{\"id\": 4098, \"content\": \"<x>\"}]}", E_FORMAT, "ends at 4097"},
         {"{\"added_tokens\": [{\"id\": -1, \"content\": \"<x>\"}]}", E_FORMAT, "has id -1"},
@@ -437,7 +437,7 @@ TEST(tokenizer_open_says_what_is_wrong_with_a_folder) {
     struct why why = {""};
     const char *dir = test_tmp();
     CHECK_EQ(tokenizer_open(&t, dir, &why), E_UNSUPPORTED);
-    CHECK_HAS(why.text, "no tokenizer.model");
+    CHECK_HAS(why.text, "neither a tokenizer.model nor a tokenizer.json");
     write_file(dir, "tokenizer.model", "", 0);
     CHECK_EQ(tokenizer_open(&t, dir, &why), E_FORMAT);
     write_file(dir, "tokenizer.model", "{\"version\": 1}", 14);
