@@ -1,12 +1,12 @@
 /* The input of a fused linear from plain FP32 rows: planes.cuh as a launch of its own, one warp for
- * a set and a block of 256 columns, about 400 instructions. The input is in the L2. */
+ * a set and a block of 256 columns. The input is in the L2. */
 #include "kernels/cuda/device.cuh"
 #include "kernels/cuda/planes.cuh"
 
 enum { WARPS = 4 };
 
 static __global__ void __launch_bounds__(32 * WARPS) planes_kernel(const planes_args a) {
-    int lane = threadIdx.x % 32, block = blockIdx.x * WARPS + threadIdx.x / 32;
+    int block = blockIdx.x * WARPS + threadIdx.x / 32;
     int n_blocks = (a.n_k + TILE_COLS - 1) / TILE_COLS;
     grid_launch_next();
     grid_wait();
@@ -20,18 +20,14 @@ static __global__ void __launch_bounds__(32 * WARPS) planes_kernel(const planes_
 
     float v[8];
 #pragma unroll
-    for (int w = 0; w < 8; w++) {
-        int k = block * TILE_COLS + 32 * w + lane;
-        v[w] = k < a.n_k ? __ldcg(a.x + (size_t)row * a.ld_x + k) : 0;
+    for (int i = 0; i < 8; i++) {
+        int k = block * TILE_COLS + planes_column(i);
+        v[i] = k < a.n_k ? __ldcg(a.x + (size_t)row * a.ld_x + k) : 0;
+        if (plain)
+            halves_store(a.x16 + linear_x_at(n_blocks, row, k, 0), v[i]);
+        if (col)
+            v[i] *= k < a.n_k ? col[k] : 0;
     }
-    if (plain)
-        halves_store(a.x16, n_blocks, row, block, v);
-    if (col)
-#pragma unroll
-        for (int w = 0; w < 8; w++) {
-            int k = block * TILE_COLS + 32 * w + lane;
-            v[w] *= k < a.n_k ? col[k] : 0;
-        }
     planes_store(a.planes + (size_t)set * n_blocks + block, v);
 }
 err_t planes_launch(const struct planes_args *a, int32_t max_rows, int32_t max_sets,

@@ -8,9 +8,10 @@
 #include "kernels/cuda/linear.h"
 #include "kernels/cuda/step.h"
 
-/* h = E[token] of both classes: exact rows, dense, or base row + planes + pair. */
+/* h = E[token] of both classes: exact rows, dense, or base row + planes + pair.
+ * embed [vocab, dim] of the base. */
 err_t embed_launch(const struct gpu_step *s, const struct gpu_activations *a, const __half *embed,
-                   int32_t dim, int32_t max_rows, cudaStream_t stream);
+                   int32_t dim, int32_t vocab, int32_t max_rows, cudaStream_t stream);
 
 /* What the linears of one slice of at most SLICE_ROWS narrow rows read, for all layers: jobs, pairs
  * and batch of every (layer, which) and of the head, made on the device from the rows' tenants,
@@ -37,17 +38,13 @@ err_t job_tables_head_launch(struct job_tables *t, const struct gpu_step *s,
 
 /* Makes the input of the table's linear for its first max_rows rows: the norm of h, ctx as it
  * stands, or silu(gate) * up, as two fp16 halves, bit planes and A x. Fills in `fill` what comes
- * from the tables: in, batch, jobs, pairs. Rows of `a` are those of the step (not of the slice). */
+ * from the tables: in, batch, jobs, pairs, dense. Rows of `a` are those of the step (not of the
+ * slice). */
 err_t produce_launch(struct job_tables *t, const struct gpu_activations *a, int32_t table,
                      int32_t max_rows, struct linear_args *fill, cudaStream_t stream);
 
-/* What a tenant gives itself instead of W and its delta, after the linear of a table: parts with a
- * dense matrix. y = dense x at [row][ld_y] of the slice, or added to it (`add`). Needed only when
- * some tenant has_dense. */
-err_t own_parts_launch(struct job_tables *t, int32_t table, float *y, int32_t ld_y, bool add,
-                       int32_t max_rows, cudaStream_t stream);
-/* The same for the head: a dense lm_head, exact rows, -inf for ids that nothing gives.
- * logits [rows][ld] */
+/* What a tenant gives itself, after the head's linear and linear_dense_launch: exact rows of the
+ * vocabulary; -inf for ids that nothing gives. logits [rows][ld] */
 err_t own_logits_launch(struct job_tables *t, float *logits, int32_t ld, int32_t max_rows,
                         cudaStream_t stream);
 
