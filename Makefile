@@ -38,7 +38,7 @@ PROGRAMS := $(O)/bitdeltad $(O)/bitdelta
 # The CUDA kernels are compiled where nvcc is, and tested on their own; no backend is made of them yet.
 CUDA_OBJ := $(call obj,$(CUDA))
 
-.PHONY: help all deps demo test test-page bench test-gpu bench-gpu fuzz fuzz-objects format format-check layers limits docs install clean
+.PHONY: help all deps demo test test-page bench bench-http test-gpu bench-gpu fuzz fuzz-objects format format-check layers limits docs install clean
 help: ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 14
 all: deps ## install what is missing (apt), build the programs
@@ -56,6 +56,9 @@ test-page: programs ## drive the playground in headless Chromium (installed with
 bench: all ## measure this machine's ceilings and what the CPU backend reaches
 	@$(MAKE) --no-print-directory -j$(JOBS) $(O)/bench
 	@$(O)/bench
+bench-http: deps ## what the HTTP side costs, with an engine that computes nothing
+	@$(MAKE) --no-print-directory -j$(JOBS) $(O)/bench-http
+	@$(O)/bench-http
 test-gpu: $(GPU_TESTS) ## run the CUDA kernels' tests (without a card: says so)
 	@set -e; for t in $^; do $$t; done
 bench-gpu: $(GPU_BENCHES) ## measure this card's ceilings and the CUDA kernels
@@ -87,6 +90,9 @@ $(O)/test: $(call obj,$(LIB) $(SERVER) $(TOOL) $(TESTS)) $(PROGRAMS)
 $(O)/bench: $(call obj,$(LIB) $(call src,tests/bench))
 	@$(if $(V),:,echo '  link $@')
 	$(Q)$(CXX) $(LDFLAGS) -o $@ $^ $(LDLIBS)
+$(O)/bench-http: $(call obj,$(call src,config tokenizer) tokenizer/sentencepiece.cc $(SERVER) $(call src,tests/bench/http))
+	@$(if $(V),:,echo '  link $@')
+	$(Q)$(CXX) $(LDFLAGS) -o $@ $^ -lmicrohttpd -luv $(LDLIBS)
 $(O)/cuda/%: $(O)/tests/cuda/%.cu.o $(CUDA_OBJ)
 	@mkdir -p $(@D)$(if $(V),, && echo '  link $@')
 	$(Q)$(NVCC) $(NVCCFLAGS) -cudart static -o $@ $^ -lcublas -lcublasLt

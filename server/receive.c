@@ -23,9 +23,14 @@ static void make_id(struct exchange *x) {
     unsigned char random[12];
     if (getrandom(random, sizeof random, GRND_NONBLOCK) != (ssize_t)sizeof random)
         memset(random, 0, sizeof random);
-    memcpy(x->id, "req-", 5);
-    for (size_t i = 0; i < sizeof random; i++)
-        snprintf(x->id + 4 + 2 * i, 3, "%02x", random[i]);
+    static const char digits[] = "0123456789abcdef";
+    char *to = x->id + 4;
+    memcpy(x->id, "req-", 4);
+    for (size_t i = 0; i < sizeof random; i++) {
+        *to++ = digits[random[i] >> 4];
+        *to++ = digits[random[i] & 15];
+    }
+    *to = 0;
 }
 
 /* The request line has been read: the exchange begins. */

@@ -58,8 +58,10 @@ void http_stream_begin(struct exchange *x) {
 err_t http_stream_write(struct exchange *x, const void *data, size_t n) {
     if (x->out.n - x->out_at > HTTP_OUT_BYTES)
         return E_BUSY;
-    buf_drop(&x->out, x->out_at);
-    x->out_at = 0;
+    if (x->out_at > x->out.n / 2) { /* not each time: dropping moves what is left */
+        buf_drop(&x->out, x->out_at);
+        x->out_at = 0;
+    }
     err_t e = buf_add(&x->out, data, n);
     if (!e && !x->conn->progress_us)
         x->conn->progress_us = mono_us();
