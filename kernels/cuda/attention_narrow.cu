@@ -1,0 +1,554 @@
+/* Attention of narrow rows over the pages of the KV pool (attention.h).
+ *
+ *   o = sum_t e^(q.k_t / sqrt E) v_t / sum_t e^(q.k_t / sqrt E),  t the keys that the row may see
+ *
+ * Bytes: 4 E' + 8 for each key, KV head and sequence, whatever the number of rows and query heads
+ * up to eight; partial sums of rows with more than one split, 4 E + 8 each, come on top. FLOPs: 4 E
+ * a key and query head, eight times that in the tensor cores. Bound: device memory.
+ *
+ * An item of work is a split of at most 256 keys, cut at multiples of 256, of one KV head of one
+ * sequence for eight *slots*, pairs of a row and a query head. One warp does an item on its own,
+ * page after page through a ring of half pages (keys, values) that bulk copies fill ahead, also
+ * across items: warps never wait for each other. Items are handed out by a counter.
+ *
+ * q k' and p v go through mma_f16 without loss: a slot has two rows of the 16, g with the high and
+ * g + 8 with the low fp16 half of its numbers, so that both sums end in the same lane; the stored
+ * integers are taken as two fp16 numbers, too (attention_kv.cuh). Every other way of turning 16-bit
+ * integers into FP32 costs several instructions a number on the CUDA cores. The scale of a value
+ * multiplies its probability, in FP32, before the halves are made.
+ *
+ * The last item of a slot's row to end adds up the row's splits, in their order. */
+#include "kernels/cuda/attention_kv.cuh"
+
+namespace {
+
+enum {
+    WARPS = 4,
+    THREADS = WARPS * 32,
+    SLOTS = 8,
+    QUEUE = 16, /* items begun by the copies and not ended by the sums; more than stages / 2 */
+};
+/* p is kept as p 2^15, q as q 2^14 / max|q|: their fp16 halves stay clear of subnormals. */
+constexpr float P_EXPONENT = 15;
+enum { Q_EXPONENT = 14 };
+
+__host__ __device__ constexpr int stages_of(int steps) { /* half pages of a warp; about 50 KB */
+    return steps == 16 ? 3 : 48 / steps;
+}
+__host__ __device__ constexpr int stage_bytes(int steps) {
+    return 64 * 16 * steps + KV_SCALE_BYTES;
+}
+
+struct item {
+    int32_t first, n, position, first_page; /* the sequence's */
+    int32_t window;                         /* keys that its first row does not see */
+    int32_t kv, slot, split;
+    int32_t page, last_page; /* of the split that the slots see, from the sequence's first */
+    int32_t last_key;        /* that any of them sees */
+    int32_t n_splits;        /* of the slots' rows, all together */
+};
+
+/* Where the workspace's parts start. */
+struct workspace {
+    int32_t *next;    /* queue */
+    int32_t *arrived; /* [max_narrow H] by (first slot, kv) */
+    float2 *sums;     /* [max_narrow H][splits] max, sum */
+    float *partial;   /* [max_narrow H][splits][E] */
+};
+__host__ __device__ int most_splits(int max_context) {
+    return (max_context + KV_SPLIT - 1) / KV_SPLIT;
+}
+__host__ __device__ size_t arrived_bytes(int slots) {
+    return ((size_t)slots * 4 + 15) / 16 * 16;
+}
+__device__ workspace workspace_of(const attention_args &a) {
+    workspace w;
+    int slots = a.max_narrow * a.n_heads;
+    w.next = (int32_t *)a.workspace;
+    w.arrived = w.next + 4;
+    w.sums = (float2 *)((char *)w.arrived + arrived_bytes(slots));
+    w.partial = (float *)(w.sums + (size_t)slots * most_splits(a.max_context));
+    return w;
+}
+
+/* One warp's view of the block's shared memory, and where its copies are. */
+struct ring {
+    char *stage;
+    uint64_t *full;
+    item *queue;
+    int at, parity;         /* of the stage that is filled next, or used next */
+    int head, page, ticket; /* copies: queue entries so far, page in hand */
+    bool values, more;      /* which half comes next; there is an item in hand */
+    int32_t my_page;        /* lane i: id of page i of the split */
+    item now;
+};
+
+__device__ int window_start(int position, int window) {
+    return window > 0 && position >= window ? position - window + 1 : 0;
+}
+
+/* The sequence in which ticket stands: the last with prefix <= ticket. */
+__device__ int find_seq(const int32_t *prefix, int n, int ticket) {
+    int lo = 0;
+    while (n > 1) {
+        int half = n / 2;
+        if (prefix[lo + half] <= ticket)
+            lo += half;
+        n -= half;
+    }
+    return lo;
+}
+
+/* Makes an item of a ticket; false: its slots see nothing of that split. */
+__device__ bool make_item(const attention_args &a, const int32_t *prefix, int n_seqs, int ticket,
+                          item &it) {
+    int i = find_seq(prefix, n_seqs, ticket), group = a.n_heads / a.n_kv_heads;
+    const gpu_seq s = a.step.seq[i];
+    int window = a.step.row[s.first].tenant->sliding_window;
+    int tiles = (s.n * group + SLOTS - 1) / SLOTS, rest = ticket - prefix[i];
+    int tile = rest % tiles;
+    rest /= tiles;
+    it.first = s.first, it.n = s.n, it.position = s.position, it.first_page = s.first_page;
+    it.window = window;
+    it.kv = rest % a.n_kv_heads;
+    it.slot = tile * SLOTS;
+    it.split = rest / a.n_kv_heads + window_start(s.position, window) / KV_SPLIT;
+    int first_row = it.slot / group, last_row = min(s.n - 1, (it.slot + SLOTS - 1) / group);
+    int lo = window_start(s.position + first_row, window), hi = s.position + last_row;
+    it.n_splits = hi / KV_SPLIT - lo / KV_SPLIT + 1;
+    int from = max(lo, it.split * KV_SPLIT);
+    it.last_key = min(hi, it.split * KV_SPLIT + KV_SPLIT - 1);
+    it.page = from / KV_PAGE_TOKENS, it.last_page = it.last_key / KV_PAGE_TOKENS;
+    return from <= it.last_key;
+}
+
+/* Takes the next item for the copies. */
+__device__ void next_item(const attention_args &a, ring &r, const int32_t *prefix, int n_seqs,
+                          int lane) {
+    do {
+        int ticket = __shfl_sync(~0u, r.ticket, 0);
+        if (ticket >= prefix[n_seqs]) {
+            r.more = false;
+            break;
+        }
+        if (lane == 0)
+            r.ticket = gridDim.x * WARPS + atomicAdd((int32_t *)a.workspace, 1);
+        r.more = make_item(a, prefix, n_seqs, ticket, r.now);
+    } while (!r.more);
+    if (r.more) {
+        r.page = r.now.page;
+        r.values = false;
+        if (lane <= r.now.last_page - r.now.page)
+            r.my_page = a.step.page[r.now.first_page + r.now.page + lane];
+    } else {
+        r.now.n = 0;
+    }
+    if (lane == 0)
+        r.queue[r.head % QUEUE] = r.now;
+    r.head++;
+    __syncwarp();
+}
+
+/* Starts the copy of the next half page into the ring's next stage, which is free. */
+template <int STEPS>
+__device__ void fill(const attention_args &a, ring &r, const int32_t *prefix, int n_seqs, int lane,
+                     uint64_t policy) {
+    if (r.more && r.page > r.now.last_page)
+        next_item(a, r, prefix, n_seqs, lane);
+    if (!r.more)
+        return;
+    int id = __shfl_sync(~0u, r.my_page, r.page - r.now.page);
+    if (lane == 0) {
+        int e = a.head_dim, groups = min(KV_PAGE_TOKENS, r.now.last_key + 1 - r.page * 32);
+        groups = (groups + KV_GROUP - 1) / KV_GROUP;
+        const char *block = kv_block(a, id, r.now.kv);
+        char *to = r.stage + r.at * stage_bytes(STEPS);
+        uint32_t bytes = groups * 16 * kv_padded(e);
+        barrier_arrive_expect(r.full + r.at, bytes + (r.values ? 0 : KV_SCALE_BYTES));
+        if (r.values)
+            bulk_copy(to, block + kv_values_at(e), bytes, r.full + r.at, policy);
+        else /* scales and keys */
+            bulk_copy(to, block, bytes + KV_SCALE_BYTES, r.full + r.at, policy);
+    }
+    r.at = r.at + 1 == stages_of(STEPS) ? 0 : r.at + 1;
+    r.page += r.values;
+    r.values = !r.values;
+}
+
+/* The two fp16 halves of x and y. */
+__device__ void split_halves(float x, float y, uint32_t &high, uint32_t &low) {
+    __half2 h = __floats2half2_rn(x, y);
+    float2 f = __half22float2(h);
+    __half2 l = __floats2half2_rn(x - f.x, y - f.y);
+    high = *(uint32_t *)&h;
+    low = *(uint32_t *)&l;
+}
+
+/* What a warp has of its slots: lane (g, t) of row g works for slot g. */
+template <int STEPS> struct sums {
+    uint32_t q[STEPS][4];
+    float scale; /* of a product of stored integers, into a power of two */
+    int lo, hi;  /* keys that the slot sees; none when lo > hi */
+    float max, sum;
+    float o[2 * STEPS][4];
+};
+
+template <int STEPS>
+__device__ void start_sums(const attention_args &a, const item &it, sums<STEPS> &s, int lane) {
+    int g = lane / 4, t = lane % 4, e = a.head_dim, group = a.n_heads / a.n_kv_heads;
+    int slot = it.slot + g, row = slot / group;
+    bool used = row < it.n;
+    const float *q = a.a.qkv + (size_t)(it.first + (used ? row : 0)) * a.a.ld_qkv +
+                     (size_t)(it.kv * group + slot % group) * e;
+    float v[STEPS][4];
+    uint32_t most = 0;
+#pragma unroll
+    for (int k = 0; k < STEPS; k++)
+#pragma unroll
+        for (int h = 0; h < 2; h++) {
+            int i = 16 * k + 8 * h + 2 * t;
+            float2 x = used && i < e ? __ldcg((const float2 *)(q + i)) : make_float2(0, 0);
+            v[k][2 * h] = x.x, v[k][2 * h + 1] = x.y;
+            most = max(most,
+                       max(__float_as_uint(x.x) & 0x7fffffff, __float_as_uint(x.y) & 0x7fffffff));
+        }
+    most = max(most, __shfl_xor_sync(~0u, most, 1));
+    most = max(most, __shfl_xor_sync(~0u, most, 2));
+    /* 2^Q_EXPONENT over the largest's power of two, and its inverse, both normal numbers. */
+    int exponent = min(max((int)(most >> 23), 20), 240) - 127;
+    float up = __int_as_float((Q_EXPONENT - 1 - exponent + 127) << 23);
+    float down = __int_as_float((exponent - Q_EXPONENT + 1 + 127) << 23);
+#pragma unroll
+    for (int k = 0; k < STEPS; k++) {
+        split_halves(v[k][0] * up, v[k][1] * up, s.q[k][0], s.q[k][1]);
+        split_halves(v[k][2] * up, v[k][3] * up, s.q[k][2], s.q[k][3]);
+    }
+    s.scale = down * KV_UNIT * 1.4426950408889634f * rsqrtf((float)e);
+    s.hi = used ? it.position + row : -1;
+    s.lo = used ? window_start(s.hi, it.window) : 0;
+    s.max = -INFINITY;
+    s.sum = 0;
+#pragma unroll
+    for (int n = 0; n < 2 * STEPS; n++)
+#pragma unroll
+        for (int i = 0; i < 4; i++)
+            s.o[n][i] = 0;
+}
+
+/* p of a page's 32 keys, as halves in the order of an A operand; s.max, s.sum follow. */
+template <int STEPS>
+__device__ void page_scores(const sums<STEPS> &s, const char *stage, int steps, int lane,
+                            float (&score)[4][4]) {
+    uint32_t from = shared_address(stage) + kv_keys_at() + lane % 8 * 16 + lane / 8 % 2 * 128 +
+                    lane / 16 * 256 * steps;
+#pragma unroll
+    for (int n = 0; n < 4; n++)
+#pragma unroll
+        for (int i = 0; i < 4; i++)
+            score[n][i] = 0;
+#pragma unroll
+    for (int k = 0; k < STEPS; k++) {
+        if (k >= steps)
+            break;
+#pragma unroll
+        for (int n = 0; n < 4; n += 2) {
+            uint32_t w[4];
+            load_matrices(w, from + n * 256 * steps + k * 256);
+#pragma unroll
+            for (int j = 0; j < 2; j++) {
+                mma_f16(score[n + j], s.q[k][0], s.q[k][1], s.q[k][2], s.q[k][3], kv_high(w[2 * j]),
+                        kv_high(w[2 * j + 1]));
+                mma_f16(score[n + j], s.q[k][0], s.q[k][1], s.q[k][2], s.q[k][3], kv_low(w[2 * j]),
+                        kv_low(w[2 * j + 1]));
+            }
+        }
+    }
+}
+
+/* score -> p in halves, an A operand for each 16 keys; the slot's maximum and sum follow. The
+ * maximum is that of p times the value's scale: p then uses fp16's range well even where the
+ * likeliest keys have tiny values, as the first token of a text often has. */
+template <int STEPS>
+__device__ void page_softmax(sums<STEPS> &s, const char *stage, int first_key, int lane,
+                             float (&score)[4][4], uint32_t (&p)[2][4]) {
+    const float *key_scale = (const float *)stage, *value_scale = key_scale + KV_PAGE_TOKENS;
+    float x[4][2], scale[4][2], most = -INFINITY;
+#pragma unroll
+    for (int n = 0; n < 4; n++) {
+        int token = 8 * n + lane % 4 * 2;
+        float2 ks = *(const float2 *)(key_scale + token);
+        float2 vs = *(const float2 *)(value_scale + token);
+#pragma unroll
+        for (int i = 0; i < 2; i++) {
+            int key = first_key + token + i;
+            bool seen = key >= s.lo && key <= s.hi;
+            x[n][i] =
+                seen ? (score[n][i] + score[n][i + 2]) * ((i ? ks.y : ks.x) * s.scale) : -INFINITY;
+            scale[n][i] = seen ? (i ? vs.y : vs.x) : 1.0f;
+            float z = x[n][i] + log2_fast(scale[n][i]);
+            most = z > most || z != z ? z : most; /* a NaN stays */
+        }
+    }
+#pragma unroll
+    for (int lanes = 1; lanes < 4; lanes *= 2) {
+        float z = __shfl_xor_sync(~0u, most, lanes);
+        most = z > most || z != z ? z : most;
+    }
+    most = s.max > most ? s.max : most;
+    float base = most == -INFINITY ? 0.0f : most; /* nothing seen so far */
+    float keep = exp2_fast(s.max - base);
+    s.max = most;
+    float sum = 0;
+#pragma unroll
+    for (int n = 0; n < 4; n++) {
+        float e[2];
+#pragma unroll
+        for (int i = 0; i < 2; i++) {
+            e[i] = exp2_fast(x[n][i] - base + P_EXPONENT);
+            sum += e[i];
+        }
+        split_halves(e[0] * scale[n][0], e[1] * scale[n][1], p[n / 2][n % 2 * 2],
+                     p[n / 2][n % 2 * 2 + 1]);
+    }
+    s.sum = s.sum * keep + sum;
+    if (__any_sync(~0u, keep != 1.0f)) {
+#pragma unroll
+        for (int n = 0; n < 2 * STEPS; n++)
+#pragma unroll
+            for (int i = 0; i < 4; i++)
+                s.o[n][i] *= keep;
+    }
+}
+
+template <int STEPS>
+__device__ void page_values(sums<STEPS> &s, const char *stage, int steps, int lane,
+                            const uint32_t (&p)[2][4]) {
+    uint32_t from =
+        shared_address(stage) + lane % 8 * 16 + lane / 8 % 2 * 256 * steps + lane / 16 * 128;
+#pragma unroll
+    for (int half = 0; half < 2; half++)
+#pragma unroll
+        for (int k = 0; k < STEPS; k++) {
+            if (k >= steps)
+                break;
+            uint32_t w[4];
+            load_matrices_transposed(w, from + half * 512 * steps + k * 256);
+#pragma unroll
+            for (int j = 0; j < 2; j++) {
+                float(&o)[4] = s.o[2 * k + j];
+                mma_f16(o, p[half][0], p[half][1], p[half][2], p[half][3], kv_high(w[2 * j]),
+                        kv_high(w[2 * j + 1]));
+                mma_f16(o, p[half][0], p[half][1], p[half][2], p[half][3], kv_low(w[2 * j]),
+                        kv_low(w[2 * j + 1]));
+            }
+        }
+}
+
+/* Adds up the splits of the item's slots, in their order. */
+__device__ void combine(const attention_args &a, const item &it, const workspace &w, int lane) {
+    int e = a.head_dim, group = a.n_heads / a.n_kv_heads, splits = most_splits(a.max_context);
+    for (int slot = it.slot; slot < it.slot + SLOTS && slot / group < it.n; slot++) {
+        int row = it.first + slot / group, head = it.kv * group + slot % group;
+        int hi = it.position + slot / group, lo = window_start(hi, it.window);
+        size_t at = ((size_t)row * a.n_heads + head) * splits;
+        float most = -INFINITY, sum = 0, o[MOST_HEAD_DIM / 32] = {};
+        for (int i = lo / KV_SPLIT; i <= hi / KV_SPLIT; i++) {
+            float z = __ldcg(&w.sums[at + i].x);
+            most = z > most || z != z ? z : most;
+        }
+        for (int i = lo / KV_SPLIT; i <= hi / KV_SPLIT; i++) {
+            float2 part = __ldcg(&w.sums[at + i]);
+            float weight = exp2_fast(part.x - most);
+            sum += weight * part.y;
+#pragma unroll
+            for (int j = 0; j < MOST_HEAD_DIM / 32; j++)
+                if (lane + 32 * j < e)
+                    o[j] += weight * __ldcg(w.partial + (at + i) * e + lane + 32 * j);
+        }
+#pragma unroll
+        for (int j = 0; j < MOST_HEAD_DIM / 32; j++)
+            if (lane + 32 * j < e)
+                a.a.ctx[(size_t)row * a.a.ld_ctx + head * e + lane + 32 * j] = o[j] / sum;
+    }
+}
+
+template <int STEPS>
+__device__ void end_item(const attention_args &a, const item &it, sums<STEPS> &s, int lane) {
+    int g = lane / 4, t = lane % 4, e = a.head_dim, group = a.n_heads / a.n_kv_heads;
+    int slot = it.slot + g;
+    s.sum += __shfl_xor_sync(~0u, s.sum, 1);
+    s.sum += __shfl_xor_sync(~0u, s.sum, 2);
+    bool used = slot / group < it.n, alone = it.n_splits == 1;
+    int row = it.first + (used ? slot / group : 0), head = it.kv * group + slot % group;
+    workspace w = workspace_of(a);
+    size_t at = ((size_t)row * a.n_heads + head) * most_splits(a.max_context) + it.split;
+    float *out = alone ? a.a.ctx + (size_t)row * a.a.ld_ctx + head * e : w.partial + at * e;
+    float divide = alone ? s.sum : 1.0f;
+#pragma unroll
+    for (int n = 0; n < 2 * STEPS; n++) {
+        int i = 8 * n + 2 * t;
+        if (used && i < e)
+            *(float2 *)(out + i) = make_float2((s.o[n][0] + s.o[n][2]) * KV_UNIT / divide,
+                                               (s.o[n][1] + s.o[n][3]) * KV_UNIT / divide);
+    }
+    if (alone)
+        return;
+    if (used && t == 0)
+        w.sums[at] = make_float2(s.max, s.sum);
+    __threadfence();
+    __syncwarp();
+    int32_t *arrived = w.arrived + (it.first * group + it.slot) * a.n_kv_heads + it.kv, before = 0;
+    if (lane == 0)
+        before = atomicAdd(arrived, 1);
+    if (__shfl_sync(~0u, before, 0) == it.n_splits - 1) {
+        __threadfence();
+        combine(a, it, w, lane);
+        if (lane == 0)
+            *arrived = 0; /* for the next launch */
+    }
+}
+
+/* prefix[i]: items of the sequences before i. One warp; returns nothing but through prefix. */
+__device__ void count_items(const attention_args &a, int32_t *prefix, int n_seqs, int lane) {
+    int group = a.n_heads / a.n_kv_heads, before = 0;
+    for (int first = 0; first < n_seqs; first += 32) {
+        int i = first + lane, n = 0;
+        if (i < n_seqs) {
+            const gpu_seq s = a.step.seq[i];
+            int lo = window_start(s.position, a.step.row[s.first].tenant->sliding_window);
+            n = ((s.position + s.n - 1) / KV_SPLIT - lo / KV_SPLIT + 1) * a.n_kv_heads *
+                ((s.n * group + SLOTS - 1) / SLOTS);
+        }
+        int up_to = n;
+        for (int d = 1; d < 32; d *= 2) {
+            int v = __shfl_up_sync(~0u, up_to, d);
+            up_to += lane >= d ? v : 0;
+        }
+        if (i < n_seqs)
+            prefix[i] = before + up_to - n;
+        before += __shfl_sync(~0u, up_to, 31);
+    }
+    if (lane == 0)
+        prefix[n_seqs] = before;
+}
+
+/* STEPS: of 16 columns. 16 serves every head size, the others just their own. */
+template <int STEPS>
+__global__ void __launch_bounds__(THREADS, 1)
+    attention_narrow_kernel(const __grid_constant__ attention_args a) {
+    extern __shared__ __align__(128) char shared[];
+    constexpr int STAGES = stages_of(STEPS);
+    int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
+    int steps = STEPS == 16 ? kv_padded(a.head_dim) / 16 : STEPS;
+    char *rings = shared;
+    item *queues = (item *)(rings + WARPS * STAGES * stage_bytes(STEPS));
+    uint64_t *full = (uint64_t *)(queues + WARPS * QUEUE);
+    int32_t *prefix = (int32_t *)(full + WARPS * STAGES);
+
+    grid_launch_next();
+    ring r = {};
+    r.stage = rings + warp * STAGES * stage_bytes(STEPS);
+    r.full = full + warp * STAGES;
+    r.queue = queues + warp * QUEUE;
+    if (lane == 0) {
+        for (int i = 0; i < STAGES; i++)
+            barrier_init(r.full + i, 1);
+        barrier_init_fence();
+    }
+    grid_wait();
+    int n_seqs = a.step.counts->n_narrow_seqs;
+    if (n_seqs == 0)
+        return;
+    if (warp == 0)
+        count_items(a, prefix, n_seqs, lane);
+    __syncthreads();
+
+    uint64_t policy = policy_evict_first();
+    r.ticket = warp * gridDim.x + blockIdx.x;
+    r.more = true;
+    r.page = 1; /* past last_page: fetch an item */
+    for (int i = 0; i < STAGES; i++)
+        fill<STEPS>(a, r, prefix, n_seqs, lane, policy);
+    int at = 0, parity = 0;
+    sums<STEPS> s;
+    for (int i = 0;; i++) {
+        __syncwarp();
+        const item it = r.queue[i % QUEUE];
+        if (it.n == 0)
+            break;
+        start_sums(a, it, s, lane);
+        for (int page = it.page; page <= it.last_page; page++) {
+            float score[4][4];
+            uint32_t p[2][4];
+            const char *stage = r.stage + at * stage_bytes(STEPS);
+            barrier_wait(r.full + at, parity);
+            page_scores(s, stage, steps, lane, score);
+            page_softmax(s, stage, page * KV_PAGE_TOKENS, lane, score, p);
+            __syncwarp();
+            fill<STEPS>(a, r, prefix, n_seqs, lane, policy);
+            at++;
+            if (at == STAGES)
+                at = 0, parity ^= 1;
+            barrier_wait(r.full + at, parity);
+            page_values(s, r.stage + at * stage_bytes(STEPS), steps, lane, p);
+            __syncwarp();
+            fill<STEPS>(a, r, prefix, n_seqs, lane, policy);
+            at++;
+            if (at == STAGES)
+                at = 0, parity ^= 1;
+        }
+        end_item(a, it, s, lane);
+    }
+}
+
+struct variant {
+    int32_t steps;
+    void (*kernel)(attention_args);
+};
+const struct variant variants[] = {
+    {4, attention_narrow_kernel<4>},   {5, attention_narrow_kernel<5>},
+    {6, attention_narrow_kernel<6>},   {8, attention_narrow_kernel<8>},
+    {16, attention_narrow_kernel<16>},
+};
+size_t shared_bytes(int32_t steps, int32_t max_rows) {
+    return (size_t)WARPS * ((size_t)stages_of(steps) * (size_t)(stage_bytes(steps) + 8) +
+                            QUEUE * sizeof(item)) +
+           ((size_t)max_rows + 1) * 4;
+}
+
+} // namespace
+
+size_t attention_workspace_bytes(int32_t max_narrow, int32_t max_context, int32_t n_heads,
+                                 int32_t head_dim) {
+    size_t slots = (size_t)max_narrow * (size_t)n_heads;
+    return 16 + arrived_bytes((int)slots) +
+           slots * (size_t)most_splits(max_context) * (8 + (size_t)head_dim * 4);
+}
+
+err_t attention_setup(void) {
+    for (const struct variant &v : variants)
+        if (cudaFuncSetAttribute(v.kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
+                                 (int)shared_bytes(v.steps, MOST_NARROW)) != cudaSuccess)
+            return E_DEVICE;
+    return attention_wide_setup();
+}
+
+err_t attention_narrow(const struct attention_args *a, int32_t max_rows, cudaStream_t stream) {
+    if (max_rows < 1 || max_rows > a->max_narrow || max_rows > MOST_NARROW || a->head_dim % 2 ||
+        a->head_dim > MOST_HEAD_DIM || a->n_heads % a->n_kv_heads || a->n_thread_blocks < 1)
+        return E_INVAL;
+    const struct variant *v = variants;
+    while (v->steps < 16 && v->steps * 16 != kv_padded(a->head_dim))
+        v++;
+    cudaLaunchConfig_t config = {};
+    config.gridDim = dim3((unsigned)a->n_thread_blocks);
+    config.blockDim = dim3(THREADS);
+    config.dynamicSmemBytes = shared_bytes(v->steps, max_rows);
+    config.stream = stream;
+    cudaLaunchAttribute early[1];
+    early[0].id = cudaLaunchAttributeProgrammaticStreamSerialization;
+    early[0].val.programmaticStreamSerializationAllowed = 1;
+    config.attrs = early;
+    config.numAttrs = 1;
+    return cudaLaunchKernelEx(&config, v->kernel, *a) == cudaSuccess ? 0 : E_DEVICE;
+}
