@@ -62,7 +62,7 @@ err_t args_parse(struct args *a, const struct command *c, int argc, char **argv,
     for (const struct option *o = c->option; o < c->option + MAX_OPTIONS && o->name; o++)
         if (o->required && !a->value[o - c->option])
             return why_set(why, E_USAGE, "%s needs %s %s", c->name, o->name, o->value);
-    if (n_operands < wanted)
+    if (n_operands < wanted && !c->operand_is_optional)
         return why_set(why, E_USAGE, "%s needs %s", c->name, c->operand);
     return E_OK;
 }
@@ -92,8 +92,9 @@ void command_help(const struct command *c) {
     for (const struct option *o = c->option; o < c->option + MAX_OPTIONS && o->name; o++)
         if (o->required)
             printf(" %s %s", o->name, o->value);
-    printf(" [OPTIONS]%s%s\n\n%s\nOptions:\n", c->operand ? " " : "", c->operand ? c->operand : "",
-           c->about);
+    bool optional = c->operand_is_optional;
+    printf(" [OPTIONS]%s%s%s%s\n\n%s\nOptions:\n", c->operand ? " " : "", optional ? "[" : "",
+           c->operand ? c->operand : "", optional ? "]" : "", c->about);
     for (const struct option *o = c->option; o < c->option + MAX_OPTIONS && o->name; o++) {
         char left[64];
         snprintf(left, sizeof left, "%s%s%s%s", strcmp(o->name, "--output") == 0 ? "-o, " : "",

@@ -28,7 +28,8 @@ struct args {
 struct command {
     const char *name, *summary;
     const char *operand; /* "FILE"; NULL: the command takes none */
-    const char *about;   /* paragraphs of help */
+    bool operand_is_optional;
+    const char *about; /* paragraphs of help */
     const char *examples;
     struct option option[MAX_OPTIONS]; /* ends with a NULL name */
     bool is_check; /* bad data is the command's answer (exit 1), not a failure (exit 65) */
@@ -36,7 +37,7 @@ struct command {
 };
 
 extern const struct command command_compress, command_import_diff, command_import_lora,
-    command_inspect, command_verify, command_eval, command_export;
+    command_inspect, command_verify, command_eval, command_export, command_chat;
 
 /* E_USAGE with a sentence for anything that the command's table does not have. */
 err_t args_parse(struct args *a, const struct command *c, int argc, char **argv, struct why *why);

@@ -1,5 +1,5 @@
-/* `bitdelta`: makes, imports, inspects, checks and exports tenant files. Works offline on files;
- * the server is another program. */
+/* `bitdelta`: makes, imports, inspects, checks and exports tenant files, offline; `chat` alone
+ * talks to the server, which is another program. */
 #include <jansson.h>
 #include <stdio.h>
 #include <string.h>
@@ -12,7 +12,7 @@ enum { EXIT_OK = 0, EXIT_CHECK_FAILED = 1, EXIT_BAD_USAGE = 64, EXIT_BAD_DATA = 
 
 static const struct command *const commands[] = {
     &command_compress, &command_import_diff, &command_import_lora, &command_inspect,
-    &command_verify,   &command_eval,        &command_export,
+    &command_verify,   &command_eval,        &command_export,      &command_chat,
 };
 enum { N_COMMANDS = sizeof commands / sizeof *commands };
 
@@ -29,7 +29,8 @@ static void help(FILE *to) {
           "  bitdelta compress --base llama-7b --finetuned my-chat-7b -o chat.bitdelta\n"
           "  bitdelta inspect chat.bitdelta\n"
           "  bitdelta verify --base llama-7b chat.bitdelta\n\n"
-          "Exit codes: 0 done, 1 the check failed, 64 wrong usage, 65 bad input, 70 internal "
+          "Exit codes: 0 done, 1 the check failed, 64 wrong usage, 65 bad input or no answer, 70 "
+          "internal "
           "error\n",
           to);
 }

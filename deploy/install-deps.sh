@@ -1,5 +1,5 @@
 #!/bin/sh
-# Installs with apt what the build needs and lacks: a compiler and the five libraries. Prints what it
+# Installs with apt what the build needs and lacks: a compiler and the libraries. Prints what it
 # installs; does nothing and needs no network or root when everything is there.
 set -eu
 missing=
@@ -18,6 +18,7 @@ need libjansson-dev header jansson.h
 need libsentencepiece-dev header sentencepiece_processor.h
 need libssl-dev header openssl/evp.h
 need libzip-dev header zip.h
+need libcurl4-openssl-dev header curl/curl.h
 need curl command -v curl
 [ -n "$missing" ] || exit 0
 if [ "$(id -u)" = 0 ]; then sudo=; else sudo=sudo; fi

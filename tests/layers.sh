@@ -18,7 +18,11 @@ forbid engine 'kernels/(cpu|cuda)/' 'the engine sees kernels/kernels.h alone'
 forbid server 'kernels/|compress/' 'the server sees the engine'
 forbid server 'engine/[^er]|engine/e[^n]|engine/r[^e]' 'of the engine the server sees engine.h and request.h'
 forbid compress 'server/' 'the tool is not a server'
-for d in config server engine tokenizer compress kernels/cpu; do
+forbid client '(server|engine|kernels|tokenizer|compress)/' 'the client stands on config alone'
+for d in config kernels tokenizer engine server; do
+    forbid "$d" 'client/' 'the client is the tool'"'"'s'
+done
+for d in config server engine tokenizer compress client kernels/cpu; do
     forbid "$d" 'cuda_runtime|cublas' 'CUDA stays in kernels/cuda'
 done
 exit $bad
