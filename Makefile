@@ -105,6 +105,7 @@ $(O)/kernels/cpu/%_amx.c.o: CFLAGS += $(AVX512) -mamx-tile -mamx-int8
 $(O)/kernels/cpu/%.c.o: CFLAGS += -O3
 $(O)/config/options.c.o $(O)/compress/main.c.o: CFLAGS += -DBITDELTA_VERSION='"$(VERSION)"'
 $(O)/server/playground.c.o: $(wildcard demo/playground/*)
+$(O)/server/openapi.c.o: server/openapi.json
 $(O)/%.c.o: %.c Makefile
 	@mkdir -p $(@D)$(if $(V),, && echo '  cc   $<')
 	$(Q)$(CC) $(CFLAGS) -c -o $@ $<

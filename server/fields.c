@@ -15,14 +15,21 @@ static err_t read_model(struct params *p, json_t *v, struct why *why) {
     return E_OK;
 }
 
-static err_t add_stop(struct params *p, const json_t *v, size_t *total, struct why *why) {
+static size_t count_chars(const char *text, size_t n) {
+    size_t chars = 0;
+    for (size_t i = 0; i < n; i++)
+        chars += ((unsigned char)text[i] & 0xc0) != 0x80;
+    return chars;
+}
+
+static err_t add_stop(struct params *p, const json_t *v, struct why *why) {
     size_t n = json_string_length(v);
     if (!json_is_string(v) || n == 0)
         return why_set(why, E_INVAL, "'stop' must hold non-empty strings.");
-    *total += n;
-    if (p->n_stops == PARAMS_MAX_STOPS || *total > PARAMS_MAX_STOP_BYTES)
-        return why_set(why, E_INVAL, "'stop' may hold %d strings of %d bytes together.",
-                       PARAMS_MAX_STOPS, PARAMS_MAX_STOP_BYTES);
+    if (p->n_stops == PARAMS_MAX_STOPS ||
+        count_chars(json_string_value(v), n) > PARAMS_MAX_STOP_CHARS)
+        return why_set(why, E_INVAL, "'stop' may hold %d strings of %d characters each.",
+                       PARAMS_MAX_STOPS, PARAMS_MAX_STOP_CHARS);
     char *text = malloc(n);
     if (!text)
         return why_set(why, E_NOMEM, "%s", err_sentence(E_NOMEM));
@@ -32,12 +39,11 @@ static err_t add_stop(struct params *p, const json_t *v, size_t *total, struct w
 }
 
 static err_t read_stop(struct params *p, json_t *v, struct why *why) {
-    size_t total = 0;
     err_t e = E_OK;
     if (!json_is_array(v))
-        return add_stop(p, v, &total, why);
+        return add_stop(p, v, why);
     for (size_t i = 0; !e && i < json_array_size(v); i++)
-        e = add_stop(p, json_array_get(v, i), &total, why);
+        e = add_stop(p, json_array_get(v, i), why);
     return e;
 }
 
@@ -138,10 +144,10 @@ const struct field fields_common[] = {
     BOOLEAN_FIELD("return_tokens_as_token_ids", pieces_as_ids, 0,
                   "Log-probabilities name tokens as token_id:N."),
     SPECIAL_FIELD("stop", read_stop,
-                  "{\"anyOf\":[{\"type\":\"string\",\"minLength\":1,\"maxLength\":1024},{\"type\":"
+                  "{\"anyOf\":[{\"type\":\"string\",\"minLength\":1,\"maxLength\":256},{\"type\":"
                   "\"array\",\"maxItems\":16,\"items\":{\"type\":\"string\",\"minLength\":1,"
-                  "\"maxLength\":64}}]}",
-                  "Up to 16 texts that end the answer, 4096 bytes together."),
+                  "\"maxLength\":256}}]}",
+                  "Up to 16 texts of up to 256 characters that end the answer."),
     SPECIAL_FIELD(
         "stop_token_ids", read_stop_ids,
         "{\"type\":\"array\",\"maxItems\":32,\"items\":{\"type\":\"integer\",\"minimum\":0,"

@@ -11,7 +11,7 @@
 
 enum {
     PARAMS_MAX_STOPS = 16,
-    PARAMS_MAX_STOP_BYTES = 4096, /* of all stop strings together */
+    PARAMS_MAX_STOP_CHARS = 256, /* of one */
     PARAMS_MAX_MODEL = 256,
     PARAMS_MAX_N = 128,
     PARAMS_IGNORED_BYTES = 160, /* = HTTP_IGNORED_BYTES */

@@ -8,6 +8,7 @@
 #include "server/completions.h"
 #include "server/health.h"
 #include "server/models.h"
+#include "server/openapi.h"
 #include "server/playground.h"
 #include "server/server.h"
 #include "server/tokenize.h"
@@ -26,6 +27,7 @@ const struct route routes[] = {
     {"GET", "/ready", ON_PUBLIC | ON_ADMIN, KEY_NEVER, BODY_NONE, ready_handle, false},
     {"GET", "/metrics", ON_PUBLIC | ON_ADMIN, KEY_PUBLIC, BODY_NONE, metrics_handle, false},
     {"GET", "/version", ON_PUBLIC | ON_ADMIN, KEY_PUBLIC, BODY_NONE, version_handle, false},
+    {"GET", "/openapi.json", ON_PUBLIC | ON_ADMIN, KEY_PUBLIC, BODY_NONE, openapi_handle, false},
     {"POST", "/admin/deltas", ON_ADMIN, KEY_ALWAYS, BODY_SMALL, admin_put, false},
     {"GET", "/admin/deltas", ON_ADMIN, KEY_ALWAYS, BODY_NONE, admin_list, false},
     {"GET", "/admin/deltas/", ON_ADMIN, KEY_ALWAYS, BODY_NONE, admin_one, false},
