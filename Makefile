@@ -93,6 +93,7 @@ $(O)/bench: $(call obj,$(LIB) $(call src,tests/bench))
 $(O)/bench-http: $(call obj,$(call src,config tokenizer) tokenizer/sentencepiece.cc $(SERVER) $(call src,tests/bench/http))
 	@$(if $(V),:,echo '  link $@')
 	$(Q)$(CXX) $(LDFLAGS) -o $@ $^ -lmicrohttpd -luv $(LDLIBS)
+$(O)/cuda/test_sample: $(call obj,$(addprefix kernels/cpu/,sample.c isa_c.c isa_avx2.c isa_avx512.c))
 $(O)/cuda/%: $(O)/tests/cuda/%.cu.o $(CUDA_OBJ)
 	@mkdir -p $(@D)$(if $(V),, && echo '  link $@')
 	$(Q)$(NVCC) $(NVCCFLAGS) -cudart static -o $@ $^ -lcublas -lcublasLt

@@ -48,16 +48,18 @@ err_t produce_launch(struct job_tables *t, const struct gpu_activations *a, int3
 err_t own_logits_launch(struct job_tables *t, float *logits, int32_t ld, int32_t max_rows,
                         cudaStream_t stream);
 
-/* Log-probabilities, penalties and the draw of up to max_logits rows of logits [rows][ld] FP32, as
- * struct logit_row says and as the CPU backend computes; results [n_logits] in device memory. */
+/* Log-probabilities, penalties and the draw of up to max_logits rows of logits, as struct logit_row
+ * says and as the CPU backend computes: the same tokens from the same logits, but for sums of
+ * doubles in another order (sample.cuh). One launch. */
+enum { SAMPLE_MAX_VOCAB = 1 << 19 };
 struct sample_row; /* device form of logit_row; sample_pack writes it */
 struct sample_args {
-    const float *logits;
+    float *logits; /* [rows][ld], destroyed; ld: a multiple of 4, at most SAMPLE_MAX_VOCAB */
     int32_t ld;
     const int32_t *n_logits;       /* device */
     const struct sample_row *rows; /* device [n_logits] */
     struct sampled *out;           /* device [n_logits] */
-    void *workspace;               /* sample_workspace_bytes(max_logits, ld) */
+    void *workspace;               /* sample_workspace_bytes(max_logits, ld); 16-byte aligned */
 };
 size_t sample_workspace_bytes(int32_t max_logits, int32_t ld);
 /* vocab [n]: of each row's tenant; logits past it do not count. Bytes that sample_pack needs for
