@@ -35,8 +35,9 @@ GPU_BENCHES := $(patsubst tests/%.cu,$(O)/%,$(wildcard tests/cuda/bench_*.cu))
 obj = $(addprefix $(O)/,$(addsuffix .o,$(1)))
 
 PROGRAMS := $(O)/bitdeltad $(O)/bitdelta
-# The CUDA kernels are compiled where nvcc is, and tested on their own; no backend is made of them yet.
-CUDA_OBJ := $(call obj,$(CUDA))
+# The CUDA backend is a library that the programs load at run time, built where nvcc is.
+CUDA_LIB := $(O)/libbitdelta_cuda.so
+CUDA_OBJ := $(call obj,$(CUDA) kernels/kernels.c config/err.c config/log.c)
 
 .PHONY: help all deps demo test test-page bench bench-http test-gpu bench-gpu fuzz fuzz-objects format format-check layers limits docs install clean
 help: ## this list
@@ -45,7 +46,7 @@ all: deps ## install what is missing (apt), build the programs
 	@$(MAKE) --no-print-directory -j$(JOBS) programs
 deps: ## install the build dependencies (Debian 12, Ubuntu 24.04)
 	@sh deploy/install-deps.sh
-programs: $(PROGRAMS) $(if $(NVCC),$(CUDA_OBJ)) ## build, with everything installed already
+programs: $(PROGRAMS) $(if $(NVCC),$(CUDA_LIB)) ## build, with everything installed already
 demo: all ## serve the shipped base and tenants, print one completion of each (DEMO_ONCE=1: then exit)
 	@sh demo/run.sh $(O)
 test: all ## build and run every test
@@ -59,7 +60,7 @@ bench: all ## measure this machine's ceilings and what the CPU backend reaches
 bench-http: deps ## what the HTTP side costs, with an engine that computes nothing
 	@$(MAKE) --no-print-directory -j$(JOBS) $(O)/bench-http
 	@$(O)/bench-http
-test-gpu: $(GPU_TESTS) ## run the CUDA kernels' tests (without a card: says so)
+test-gpu: $(GPU_TESTS) $(O)/test-gpu ## run the CUDA backend's tests (without a card: says so)
 	@set -e; for t in $^; do $$t; done
 bench-gpu: $(GPU_BENCHES) ## measure this card's ceilings and the CUDA kernels
 	@set -e; for b in $^; do $$b; done
@@ -94,6 +95,12 @@ $(O)/bench-http: $(call obj,$(call src,config tokenizer) tokenizer/sentencepiece
 	@$(if $(V),:,echo '  link $@')
 	$(Q)$(CXX) $(LDFLAGS) -o $@ $^ -lmicrohttpd -luv $(LDLIBS)
 $(O)/cuda/test_sample: $(call obj,$(addprefix kernels/cpu/,sample.c isa_c.c isa_avx2.c isa_avx512.c))
+$(O)/test-gpu: $(call obj,$(LIB) $(call src,tests tests/gpu) tests/kernels/model.c tests/golden/golden.c) $(CUDA_LIB)
+	@$(if $(V),:,echo '  link $@')
+	$(Q)$(CXX) $(LDFLAGS) -o $@ $(filter %.o,$^) $(LDLIBS)
+$(CUDA_LIB): $(CUDA_OBJ) kernels/cuda/exports.map
+	@$(if $(V),:,echo '  link $@')
+	$(Q)$(NVCC) -shared $(CUDA_ARCH) -cudart static -o $@ $(filter %.o,$^) -lcublasLt -Xlinker -z,defs,--version-script=kernels/cuda/exports.map
 $(O)/cuda/%: $(O)/tests/cuda/%.cu.o $(CUDA_OBJ)
 	@mkdir -p $(@D)$(if $(V),, && echo '  link $@')
 	$(Q)$(NVCC) $(NVCCFLAGS) -cudart static -o $@ $^ -lcublas -lcublasLt
@@ -121,6 +128,7 @@ $(O)/%.cu.o: %.cu Makefile $(wildcard kernels/*.h kernels/cuda/*.*h tests/cuda/*
 install: programs ## install to $(DESTDIR)$(PREFIX)
 	install -d $(DESTDIR)$(PREFIX)/bin $(DESTDIR)$(PREFIX)/lib/systemd/system
 	install -m 755 $(O)/bitdeltad $(O)/bitdelta $(DESTDIR)$(PREFIX)/bin
+	$(if $(NVCC),install -D -m 755 $(CUDA_LIB) $(DESTDIR)$(PREFIX)/lib/bitdeltad/libbitdelta_cuda.so)
 	sed 's,@PREFIX@,$(PREFIX),g' deploy/bitdeltad.service > $(DESTDIR)$(PREFIX)/lib/systemd/system/bitdeltad.service
 	install -d $(DESTDIR)$(PREFIX)/share/doc/bitdeltad
 	install -m 644 README.md docs/*.md deploy/bitdeltad.conf.example $(DESTDIR)$(PREFIX)/share/doc/bitdeltad

@@ -6,6 +6,10 @@
 
 #include <stddef.h>
 
+#ifdef __cplusplus
+extern "C" {
+#endif
+
 typedef int err_t;
 
 enum err_index {
@@ -40,5 +44,9 @@ int err_http_status(err_t e);
 const char *err_type(err_t e);     /* OpenAI error.type */
 const char *err_code(err_t e);     /* OpenAI error.code */
 const char *err_sentence(err_t e); /* the default sentence */
+
+#ifdef __cplusplus
+}
+#endif
 
 #endif

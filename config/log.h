@@ -6,6 +6,10 @@
 #ifndef CONFIG_LOG_H
 #define CONFIG_LOG_H
 
+#ifdef __cplusplus
+extern "C" {
+#endif
+
 enum log_level { LOG_LEVEL_ERROR, LOG_LEVEL_WARN, LOG_LEVEL_INFO, LOG_LEVEL_DEBUG };
 
 void log_set_level(enum log_level level);
@@ -16,5 +20,9 @@ void log_line(enum log_level level, const char *stage, const char *format, ...)
 #define log_warn(stage, ...) log_line(LOG_LEVEL_WARN, stage, __VA_ARGS__)
 #define log_info(stage, ...) log_line(LOG_LEVEL_INFO, stage, __VA_ARGS__)
 #define log_debug(stage, ...) log_line(LOG_LEVEL_DEBUG, stage, __VA_ARGS__)
+
+#ifdef __cplusplus
+}
+#endif
 
 #endif

@@ -456,7 +456,7 @@ err_t checkpoint_fingerprint(const struct checkpoint *c, unsigned char out[SHA25
                 job[n++].tensor = &c->file[i].tensor[j];
             }
     struct sha256 sum;
-    err_t e = hash_tensors(job, n, progress, arg, why);
+    err_t e = hash_tensors(job, n, NULL, progress, arg, why);
     if (!e && (e = sha256_init(&sum)))
         e = why_set(why, e, "%s: not enough memory to hash it", c->dir);
     if (!e) {

@@ -7,8 +7,9 @@
 #include <string.h>
 #include <unistd.h>
 
+#include "kernels/kernels.h"
+
 enum {
-    CHUNK = 1 << 20,
     MAX_THREADS = 32, /* a disk feeds no more than that */
 };
 
@@ -22,9 +23,28 @@ struct work {
     _Atomic int error;     /* first error; set under lock with its sentence */
     pthread_mutex_t lock;
     struct why *why;
+    const struct hash_sink *sink;
     hash_progress_fn *progress; /* used by the calling thread alone */
     void *arg;
 };
+
+/* Bytes [at, at + n) of the tensor, read to where they belong. */
+static err_t hash_piece(const struct work *w, const struct hash_job *j, uint64_t at, size_t n,
+                        unsigned char *chunk, struct sha256 *sum, struct why *why) {
+    const struct hash_sink *sink = w->sink;
+    void *to = chunk;
+    err_t e = sink ? sink->window(sink->arg, j->tensor, at, n, &to) : E_OK;
+    if (e)
+        return why_set(why, e, "tensor %s: no way into its memory", j->tensor->name);
+    e = st_read_part(j->file, j->tensor, at, to, n, why);
+    if (!e && !(sink && sink->unhashed))
+        sha256_add(sum, to, n);
+    if (!sink)
+        return e;
+    err_t sent = sink->filled(sink->arg, j->tensor, at, n, to, e == E_OK);
+    return !e && sent ? why_set(why, sent, "tensor %s: no way into its memory", j->tensor->name)
+                      : e;
+}
 
 static err_t hash_one(struct work *w, struct hash_job *j, unsigned char *chunk, bool report,
                       struct why *why) {
@@ -34,11 +54,8 @@ static err_t hash_one(struct work *w, struct hash_job *j, unsigned char *chunk, 
         return why_set(why, e, "not enough memory to hash tensor %s", j->tensor->name);
     for (uint64_t at = 0; !e && at < j->tensor->bytes;) {
         uint64_t left = j->tensor->bytes - at;
-        size_t step = left < CHUNK ? (size_t)left : CHUNK;
-        void *to = j->into ? (unsigned char *)j->into + at : chunk;
-        e = st_read_part(j->file, j->tensor, at, to, step, why);
-        if (!e)
-            sha256_add(&sum, to, step);
+        size_t step = left < WINDOW_BYTES ? (size_t)left : WINDOW_BYTES;
+        e = hash_piece(w, j, at, step, chunk, &sum, why);
         at += step;
         uint64_t done = atomic_fetch_add_explicit(&w->done, step, memory_order_relaxed) + step;
         if (report && w->progress)
@@ -50,7 +67,7 @@ static err_t hash_one(struct work *w, struct hash_job *j, unsigned char *chunk, 
 
 static void work_on(struct work *w, bool report) {
     struct why why = {{0}};
-    unsigned char *chunk = malloc(CHUNK);
+    unsigned char *chunk = malloc(w->sink ? 1 : WINDOW_BYTES);
     err_t e = chunk ? E_OK : why_set(&why, E_NOMEM, "not enough memory to hash tensors");
     while (!e && !atomic_load_explicit(&w->error, memory_order_relaxed)) {
         int32_t i = atomic_fetch_add_explicit(&w->next, 1, memory_order_relaxed);
@@ -81,9 +98,10 @@ static int larger_first(const void *a, const void *b, void *arg) {
     return x > y ? -1 : x < y;
 }
 
-err_t hash_tensors(struct hash_job *job, int32_t n, hash_progress_fn *progress, void *arg,
-                   struct why *why) {
-    struct work w = {.job = job, .n = n, .why = why, .progress = progress, .arg = arg};
+err_t hash_tensors(struct hash_job *job, int32_t n, const struct hash_sink *sink,
+                   hash_progress_fn *progress, void *arg, struct why *why) {
+    struct work w = {
+        .job = job, .n = n, .why = why, .sink = sink, .progress = progress, .arg = arg};
     w.order = malloc(((size_t)n + 1) * sizeof *w.order);
     if (!w.order)
         return why_set(why, E_NOMEM, "not enough memory to hash tensors");

@@ -9,6 +9,7 @@
 
 #include <pthread.h>
 #include <stdatomic.h>
+#include <sys/stat.h>
 
 #include "engine/base_model.h"
 #include "engine/engine.h"
@@ -27,8 +28,7 @@ struct rope_table {
 struct tenant {
     struct tenant_info info; /* constant */
     struct tenant_weights weights;
-    struct tenant_file file; /* its strings and deltas; the block is on the device */
-    void *device;            /* NULL: the base */
+    struct tenant_file file; /* its strings and deltas; the tensors are on the device */
     size_t bytes;            /* counted against the store's limit */
     struct rope_table *rope;
     bool bound; /* the backend knows `weights` */
@@ -37,6 +37,8 @@ struct tenant {
     struct tenant *next_dead;
     int32_t n_running; /* engine thread only: its running sequences */
 };
+
+enum { MAX_VERIFIED = 1024 };
 
 struct tenant_store {
     struct kernels *kernels; /* borrowed, as is base */
@@ -54,6 +56,8 @@ struct tenant_store {
     struct tenant *dead; /* without references, to be freed */
     int32_t n_freeing;   /* dead ones and the one in the keeper's hands */
     bool closing;
+    struct stat verified[MAX_VERIFIED]; /* files whose content was hashed; st_ino 0: none */
+    uint64_t n_verified;
 
     pthread_t keeper;
     bool running;

@@ -1,34 +1,39 @@
-/* Tensors of a tenant file: found, read, hashed, checked, and laid out as the kernels want them.
- * The file is read once, by all cores, into one block; nothing in it is believed before its hash
- * and its values were checked. Any thread. */
+/* Tensors of a tenant file: which must be there with which shape, and what the kernels see of them.
+ * The content itself is read by tenant_content.c; nothing in it is believed before its hash and its
+ * values were checked. Any thread. */
 #include "engine/tenant_file.h"
 
-#include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/stat.h>
 
-#include "config/json.h"
+#include "engine/tenant_content.h"
 #include "kernels/f16.h"
 
-enum { MAX_TENSOR_NAME = 160, MAX_HASHES = 1 << 20 };
+enum { MAX_TENSOR_NAME = 160 };
 
-/* One reading. map_tensors() runs twice over it: first without a block, to check names and shapes
- * and to count the bytes of expanded scales; then with it, to set the pointers. */
+/* One reading. map_tensors() runs twice over it: first to check names and shapes, to say what the
+ * values must be and to count the bytes of expanded scales; then, with the content read, to set the
+ * pointers. */
 struct load {
     struct tenant_file *t;
     const struct st_file *f;
-    bool *claimed;         /* [f->n_tensors] belongs to a part, or is padding */
-    unsigned char *block;  /* NULL in the first run */
-    size_t at;             /* where the next expanded vector goes, from the block's start */
-    uint64_t linear_bytes; /* of tensors that belong to parts */
+    struct content content;
+    bool placed;                      /* the second run */
+    unsigned char *expanded;          /* host copy of the expanded scales; NULL in the first run */
+    const unsigned char *expanded_at; /* where it will stand */
+    size_t at;                        /* where the next expanded vector goes in it */
+    uint64_t linear_bytes;            /* of tensors that belong to parts */
     struct why *why;
 };
 
-/* The tensor's data in the block (NULL in the first run). NULL `t` is an error already reported. */
+/* Where the tensor's data lies (NULL in the first run). */
 static const void *data_of(const struct load *l, const struct st_tensor *t) {
-    return l->block ? l->block + (t->offset - l->f->data_start) : NULL;
+    return l->placed ? content_address(&l->content, t) : NULL;
+}
+static struct content_tensor *plan_of(struct load *l, const struct st_tensor *t) {
+    return &l->content.tensor[t - l->f->tensor];
 }
 
 static const struct st_tensor *lookup(const struct load *l, const char *part, const char *suffix) {
@@ -39,7 +44,8 @@ static const struct st_tensor *lookup(const struct load *l, const char *part, co
 
 /* Finds a tensor, checks dtype and shape (dims past n_dims unused), marks it as claimed. */
 static err_t claim(struct load *l, const char *part, const char *suffix, enum st_dtype dtype,
-                   int32_t n_dims, const int64_t *dim, const struct st_tensor **out) {
+                   int32_t n_dims, const int64_t *dim, enum value_check check,
+                   const struct st_tensor **out) {
     const struct st_tensor *t = *out = lookup(l, part, suffix);
     if (!t)
         return why_set(l->why, E_FORMAT, "%s: tensor %s%s is missing", l->f->label, part, suffix);
@@ -58,80 +64,40 @@ static err_t claim(struct load *l, const char *part, const char *suffix, enum st
     if (t->offset % TENANT_ALIGN)
         return why_set(l->why, E_FORMAT, "%s: tensor %s does not begin at a multiple of %d bytes",
                        l->f->label, t->name, TENANT_ALIGN);
-    l->claimed[t - l->f->tensor] = true;
-    return E_OK;
-}
-
-/* ---- values -----------------------------------------------------------------------------------
- */
-
-static err_t check_f32(const struct load *l, const struct st_tensor *t, float limit) {
-    const float *x = data_of(l, t);
-    for (uint64_t i = 0; x && i < t->bytes / sizeof *x; i++)
-        if (!(fabsf(x[i]) < limit))
-            return why_set(l->why, E_FORMAT,
-                           "%s: tensor %s: element %llu is %g; it must be finite and below %g",
-                           l->f->label, t->name, (unsigned long long)i, (double)x[i],
-                           (double)limit);
-    return E_OK;
-}
-
-static err_t check_f16(const struct load *l, const struct st_tensor *t) {
-    const uint16_t *x = data_of(l, t);
-    for (uint64_t i = 0; x && i < t->bytes / sizeof *x; i++)
-        if ((x[i] & 0x7c00) == 0x7c00)
-            return why_set(l->why, E_FORMAT, "%s: tensor %s: element %llu is not a finite number",
-                           l->f->label, t->name, (unsigned long long)i);
-    return E_OK;
-}
-
-/* Bits past N and K must be zero: a kernel may count them. Only edge tiles have any. */
-static err_t check_padding(const struct load *l, const struct st_tensor *t, int32_t n, int32_t k) {
-    const uint32_t *word = data_of(l, t);
-    int32_t rows = tiles_of(n, TILE_ROWS) * TILE_ROWS, cols = tiles_of(k, TILE_COLS) * TILE_COLS;
-    if (!word)
-        return E_OK;
-    for (int32_t r = 0; r < rows; r++) {
-        int32_t from = r < n ? k / 32 * 32 : 0;
-        for (int32_t c = from; c < cols; c += 32) {
-            uint32_t valid = r >= n || c >= k ? 0 : k - c >= 32 ? ~0u : (1u << (k - c)) - 1;
-            if (word[plane_word(r, c, k)] & ~valid)
-                return why_set(l->why, E_FORMAT,
-                               "%s: tensor %s: padding bits at row %d, columns %d.. are not zero",
-                               l->f->label, t->name, r, c);
-        }
-    }
+    plan_of(l, t)->claimed = true;
+    plan_of(l, t)->check = check;
     return E_OK;
 }
 
 /* ---- tensors of one matrix --------------------------------------------------------------------
  */
 
-/* A scale as a vector [n] of FP32: where it lies, or (one element for all rows; FP16) expanded at
- * the end of the block. */
+/* A scale as a vector [n] of FP32: where it lies, or (one element for all rows; FP16) expanded in
+ * memory of its own. */
 static err_t map_scale(struct load *l, const char *part, const char *suffix, int32_t n,
                        bool may_be_one, const float **out) {
     const struct st_tensor *t = lookup(l, part, suffix);
     bool scalar = may_be_one && t && t->n_dims == 1 && t->dim[0] == 1,
          half = t && t->dtype == ST_F16;
     int64_t dim = scalar ? 1 : n;
-    err_t e = claim(l, part, suffix, half ? ST_F16 : ST_F32, 1, &dim, &t);
-    if (!e)
-        e = half ? check_f16(l, t) : check_f32(l, t, TENANT_MAX_SCALE);
+    err_t e =
+        claim(l, part, suffix, half ? ST_F16 : ST_F32, 1, &dim, half ? CHECK_F16 : CHECK_SCALE, &t);
     if (e)
         return e;
-    const void *data = data_of(l, t);
-    *out = data;
-    if (!half && (!scalar || n == 1))
+    if (!half && (!scalar || n == 1)) {
+        *out = data_of(l, t);
         return E_OK;
-    if (l->block) {
-        float *vector = (float *)(void *)(l->block + l->at);
+    }
+    plan_of(l, t)->keep = true;
+    if (l->placed) {
+        const void *data = content_kept(&l->content, t);
+        float *vector = (float *)(void *)(l->expanded + l->at);
         for (int32_t i = 0; i < n; i++) {
             int32_t from = scalar ? 0 : i;
             vector[i] =
                 half ? half_to_float(((const uint16_t *)data)[from]) : ((const float *)data)[from];
         }
-        *out = vector;
+        *out = (const float *)(const void *)(l->expanded_at + l->at);
     }
     l->at += ((size_t)n * sizeof(float) + TENANT_ALIGN - 1) / TENANT_ALIGN * TENANT_ALIGN;
     return E_OK;
@@ -145,11 +111,11 @@ static err_t map_plane(struct load *l, const char *part, int32_t i, int32_t n, i
     snprintf(col, sizeof col, ".plane%d.col", i);
     const struct st_tensor *t;
     int64_t tiles[3] = {tiles_of(n, TILE_ROWS), tiles_of(k, TILE_COLS), TILE_BYTES};
-    err_t e = claim(l, part, bits, ST_U8, 3, tiles, &t);
-    if (!e)
-        e = check_padding(l, t, n, k);
+    err_t e = claim(l, part, bits, ST_U8, 3, tiles, CHECK_PADDING, &t);
     if (e)
         return e;
+    plan_of(l, t)->n = n;
+    plan_of(l, t)->k = k;
     plane->bits = data_of(l, t);
     e = map_scale(l, part, row, n, true, &plane->row);
     if (e || !lookup(l, part, col))
@@ -169,13 +135,9 @@ static err_t map_low_rank(struct load *l, const char *part, int32_t n, int32_t k
             "higher rank as planes or dense",
             l->f->label, part, (int)most);
     int64_t dim_a[2] = {rank, k}, dim_b[2] = {n, rank};
-    err_t e = claim(l, part, ".lora_a", ST_F16, 2, dim_a, &a);
+    err_t e = claim(l, part, ".lora_a", ST_F16, 2, dim_a, CHECK_F16, &a);
     if (!e)
-        e = claim(l, part, ".lora_b", ST_F16, 2, dim_b, &b);
-    if (!e)
-        e = check_f16(l, a);
-    if (!e)
-        e = check_f16(l, b);
+        e = claim(l, part, ".lora_b", ST_F16, 2, dim_b, CHECK_F16, &b);
     if (e)
         return e;
     d->rank = (int32_t)rank;
@@ -209,9 +171,7 @@ static err_t map_dense(struct load *l, const char *part, int32_t n, int32_t k,
                        const uint16_t **out) {
     const struct st_tensor *t;
     int64_t dim[2] = {n, k};
-    err_t e = claim(l, part, ".dense", ST_F16, 2, dim, &t);
-    if (!e)
-        e = check_f16(l, t);
+    err_t e = claim(l, part, ".dense", ST_F16, 2, dim, CHECK_F16, &t);
     if (!e)
         *out = data_of(l, t);
     return e;
@@ -236,7 +196,7 @@ static err_t map_part(struct load *l, int32_t i) {
 /* ids ascending and within the vocabulary; those beyond the base's must all be there, because there
  * is nothing that they could fall back to. */
 static err_t check_row_ids(const struct load *l, const struct st_tensor *t, const char *part) {
-    const int32_t *id = data_of(l, t);
+    const int32_t *id = l->placed ? content_kept(&l->content, t) : NULL;
     int32_t vocab = l->t->meta.config.shape.vocab, beyond = 0;
     int64_t n = t->dim[0];
     for (int64_t i = 0; id && i < n; i++) {
@@ -263,13 +223,13 @@ static err_t map_rows(struct load *l, const char *part, struct vocab_matrix *v) 
         return why_set(l->why, E_FORMAT, "%s: tensor %s.row_ids must be there with 1 to %d ids",
                        l->f->label, part, vocab);
     int64_t n = ids->dim[0], dim[2] = {n, l->t->meta.config.shape.dim};
-    err_t e = claim(l, part, ".row_ids", ST_I32, 1, &n, &ids);
+    err_t e = claim(l, part, ".row_ids", ST_I32, 1, &n, CHECK_NOTHING, &ids);
     if (!e)
-        e = claim(l, part, ".rows", ST_F16, 2, dim, &rows);
-    if (!e)
-        e = check_row_ids(l, ids, part);
-    if (!e)
-        e = check_f16(l, rows);
+        e = claim(l, part, ".rows", ST_F16, 2, dim, CHECK_F16, &rows);
+    if (e)
+        return e;
+    plan_of(l, ids)->keep = true;
+    e = check_row_ids(l, ids, part);
     if (e)
         return e;
     v->n_rows = (int32_t)n;
@@ -308,9 +268,7 @@ static err_t map_norm(struct load *l) {
     const struct model_shape *s = &l->t->meta.config.shape;
     const struct st_tensor *t;
     int64_t dim[2] = {2 * s->n_layers + 1, s->dim};
-    err_t e = claim(l, "norm", "", ST_F32, 2, dim, &t);
-    if (!e)
-        e = check_f32(l, t, INFINITY);
+    err_t e = claim(l, "norm", "", ST_F32, 2, dim, CHECK_F32, &t);
     if (!e)
         l->t->norm = data_of(l, t);
     return e;
@@ -323,7 +281,7 @@ static err_t map_tensors(struct load *l) {
         e = map_part(l, i);
     l->linear_bytes = 0;
     for (int32_t i = 0; i < l->f->n_tensors; i++)
-        if (l->claimed[i] && strncmp(l->f->tensor[i].name, "model.layers.", 13) == 0)
+        if (l->content.tensor[i].claimed && strncmp(l->f->tensor[i].name, "model.layers.", 13) == 0)
             l->linear_bytes += l->f->tensor[i].bytes;
     if (!e)
         e = map_vocab(l, "embed", l->t->meta.embed, &l->t->embed);
@@ -344,7 +302,7 @@ static err_t check_rest(const struct load *l) {
     for (int32_t i = 0; i < l->f->n_tensors; i++) {
         const struct st_tensor *t = &l->f->tensor[i];
         unsigned char pad[TENANT_ALIGN];
-        if (l->claimed[i])
+        if (l->content.tensor[i].claimed)
             continue;
         if (!is_pad(t) || t->dtype != ST_U8 || t->bytes >= TENANT_ALIGN)
             return why_set(l->why, E_FORMAT,
@@ -362,70 +320,27 @@ static err_t check_rest(const struct load *l) {
     return E_OK;
 }
 
-/* The digest of each tensor against `hashes`, then all of them against content_hash. */
-static err_t check_hashes(const struct load *l, struct hash_job *job, int32_t n) {
-    const char *text = st_meta(l->f, "hashes"), *label = l->f->label;
-    if (!text)
-        return why_set(l->why, E_FORMAT, "%s: metadata \"hashes\" is missing", label);
-    json_t *hashes;
-    err_t e = json_parse(&hashes, text, strlen(text), "hashes", 2, MAX_HASHES, l->why);
-    if (e)
-        return why_prefix(l->why, e, "%s", label);
-    for (int32_t i = 0; !e && i < n; i++) {
-        const char *name = job[i].tensor->name;
-        const char *want = json_string_value(json_object_get(hashes, name));
-        char got[SHA256_HEX];
-        sha256_hex(job[i].digest, got);
-        if (!want)
-            e = why_set(l->why, E_FORMAT, "%s: metadata \"hashes\" has none for tensor %s", label,
-                        name);
-        else if (strcmp(got, want) != 0)
-            e = why_set(l->why, E_FORMAT,
-                        "%s: tensor %s is damaged: its SHA-256 is %.8s..., the file says %.8s...",
-                        label, name, got, want);
-    }
-    if (!e && json_object_size(hashes) != (size_t)n)
-        e = why_set(l->why, E_FORMAT, "%s: metadata \"hashes\" names tensors that are not there",
-                    label);
-    json_decref(hashes);
-    char hash[SHA256_HEX];
-    if (!e && (e = tenant_content_hash(job, n, l->t->meta.base_fingerprint, st_meta(l->f, "tenant"),
-                                       hash)))
-        e = why_set(l->why, e, "%s: not enough memory to hash it", label);
-    if (!e && strcmp(hash, l->t->meta.hash) != 0)
-        e = why_set(l->why, E_FORMAT,
-                    "%s: metadata is damaged: its content hash is %.8s..., the file says %.8s...",
-                    label, hash, l->t->meta.hash);
-    return e;
-}
-
-static err_t read_content(struct load *l) {
-    struct tenant_file *t = l->t;
-    size_t data_bytes = (size_t)(l->f->size - l->f->data_start);
-    t->block_bytes = data_bytes + l->at;
-    t->block = host_block(t->block_bytes);
-    struct hash_job *job = calloc((size_t)l->f->n_tensors + 1, sizeof *job);
-    if (!t->block || !job) {
-        free(job);
-        return why_set(l->why, E_NOMEM, "%s: not enough memory for its %zu bytes", l->f->label,
-                       t->block_bytes);
-    }
-    int32_t n = 0;
-    for (int32_t i = 0; i < l->f->n_tensors; i++)
-        if (l->claimed[i])
-            job[n++] = (struct hash_job){.file = l->f,
-                                         .tensor = &l->f->tensor[i],
-                                         .into = (unsigned char *)t->block +
-                                                 (l->f->tensor[i].offset - l->f->data_start)};
-    err_t e = hash_tensors(job, n, NULL, NULL, l->why);
-    if (!e)
-        e = check_hashes(l, job, n);
-    free(job);
+/* The content into memory, then the pointers to it. */
+static err_t place(struct load *l, bool trusted) {
+    size_t expanded = l->at;
+    err_t e = content_read(&l->content, trusted);
     if (e)
         return e;
-    t->origin = l->block = t->block;
-    l->at = (data_bytes + TENANT_ALIGN - 1) / TENANT_ALIGN * TENANT_ALIGN;
-    return map_tensors(l);
+    l->placed = true;
+    l->at = 0;
+    const void *at = NULL;
+    if (expanded) {
+        l->expanded = calloc(1, expanded);
+        if (!l->expanded)
+            return why_set(l->why, E_NOMEM, "%s: not enough memory for its scales", l->f->label);
+        e = content_reserve(&l->content, expanded, &at);
+    }
+    l->expanded_at = at;
+    if (!e)
+        e = map_tensors(l);
+    if (!e && expanded)
+        e = content_fill(&l->content, at, l->expanded, expanded);
+    return e ? e : content_settle(&l->content);
 }
 
 /* A file that is written to while it is read may pass the hashes and still be half old. */
@@ -446,10 +361,11 @@ static double linear_weights(const struct model_shape *s) {
     return n * s->n_layers;
 }
 
-err_t tenant_file_read(struct tenant_file *t, int fd, const char *label,
-                       const struct model_config *base, const char *base_fingerprint,
+err_t tenant_file_load(struct tenant_file *t, int fd, const char *label, struct kernels *k,
+                       bool trusted, const struct model_config *base, const char *base_fingerprint,
                        struct why *why) {
     memset(t, 0, sizeof *t);
+    t->kernels = k;
     struct st_file f;
     struct stat before;
     err_t e = st_open(&f, fd, label, TENANT_MAX_HEADER, why);
@@ -461,72 +377,41 @@ err_t tenant_file_read(struct tenant_file *t, int fd, const char *label,
     if (!e && f.data_start % TENANT_DATA_ALIGN)
         e = why_set(why, E_FORMAT, "%s: its data does not begin at a multiple of %d bytes", label,
                     TENANT_DATA_ALIGN);
+    if (!e)
+        e = content_open(&l.content, t, &f, why);
     if (!e) {
         t->file_bytes = (size_t)f.size;
         t->delta = calloc((size_t)t->meta.config.shape.n_layers * N_PARTS, sizeof *t->delta);
-        l.claimed = calloc((size_t)f.n_tensors + 1, sizeof *l.claimed);
-        if (!t->delta || !l.claimed)
-            e = why_set(why, E_NOMEM, "%s: not enough memory to read it", label);
+        e = t->delta ? map_tensors(&l) : why_set(why, E_NOMEM, "%s: not enough memory", label);
     }
-    l.at = TENANT_ALIGN; /* the data may end off the grid */
-    if (!e)
-        e = map_tensors(&l);
     if (!e)
         e = check_rest(&l);
     if (!e)
-        e = read_content(&l);
+        e = place(&l, trusted);
     if (!e)
         e = check_unchanged(fd, &before, label, why);
     if (!e)
         t->bits_per_weight = 8 * (double)l.linear_bytes / linear_weights(&t->meta.config.shape);
-    free(l.claimed);
+    free(l.expanded);
+    content_close(&l.content);
     st_close(&f);
     return e;
 }
 
+err_t tenant_file_read(struct tenant_file *t, int fd, const char *label,
+                       const struct model_config *base, const char *base_fingerprint,
+                       struct why *why) {
+    return tenant_file_load(t, fd, label, NULL, false, base, base_fingerprint, why);
+}
+
 void tenant_file_free(struct tenant_file *t) {
-    host_block_free(t->block, t->block_bytes);
+    for (int32_t i = 0; i < t->n_extents; i++)
+        if (t->kernels)
+            t->kernels->ops->release(t->kernels, t->extent[i].device, t->extent[i].bytes);
+        else
+            host_block_free(t->extent[i].device, t->extent[i].bytes);
+    free(t->extent);
     free(t->delta);
     tenant_meta_free(&t->meta);
     memset(t, 0, sizeof *t);
-}
-
-/* ---- moving -----------------------------------------------------------------------------------
- */
-
-struct move {
-    const unsigned char *old_block, *new_block;
-};
-
-#define MOVE(m, pointer)                                                                           \
-    ((pointer) = (pointer) ? (const void *)((m)->new_block +                                       \
-                                            ((const unsigned char *)(pointer) - (m)->old_block))   \
-                           : NULL)
-
-static void move_delta(const struct move *m, struct delta *d) {
-    for (int32_t i = 0; i < d->n_planes; i++) {
-        MOVE(m, d->plane[i].bits);
-        MOVE(m, d->plane[i].row);
-        MOVE(m, d->plane[i].col);
-    }
-    MOVE(m, d->a);
-    MOVE(m, d->b);
-    MOVE(m, d->dense);
-}
-
-static void move_vocab(const struct move *m, struct vocab_matrix *v) {
-    MOVE(m, v->dense);
-    MOVE(m, v->row_id);
-    MOVE(m, v->row);
-    move_delta(m, &v->delta);
-}
-
-void tenant_file_move(struct tenant_file *t, const void *new_block) {
-    struct move m = {t->origin, new_block};
-    for (int32_t i = 0; i < t->meta.config.shape.n_layers * N_PARTS; i++)
-        move_delta(&m, &t->delta[i]);
-    move_vocab(&m, &t->embed);
-    move_vocab(&m, &t->head);
-    MOVE(&m, t->norm);
-    t->origin = new_block;
 }

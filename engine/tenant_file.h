@@ -1,8 +1,8 @@
 /* NAME.bitdelta: one tenant in a strict safetensors container. docs/format.md is the specification.
  *
  * Reading checks everything that can be checked against the base (fingerprint, shapes, ranges,
- * finite scales, padding bits) and every hash, and leaves one host block whose tensors can be used
- * where they lie or copied to a device in one piece. Nothing missing falls back to the base
+ * finite scales, padding bits) and every hash, and leaves the tensors where kernels use them: in a
+ * backend's memory, or in the host's for the tool. Nothing missing falls back to the base
  * silently: every part and every other tensor is named in the file, with the kind "absent" if it
  * equals the base. */
 #ifndef ENGINE_TENANT_FILE_H
@@ -49,30 +49,40 @@ err_t tenant_meta_read(struct tenant_meta *m, const struct st_file *f,
                        struct why *why);
 void tenant_meta_free(struct tenant_meta *m);
 
-/* Tensors of a tenant: pointers into `block`. Scalar row scales are expanded to vectors here, in
- * the same block, so that kernels know one form only. */
+/* A run of the file's tensors in memory of its own. */
+struct tenant_extent {
+    void *device;
+    size_t bytes;
+    uint64_t offset; /* of its first byte in the file */
+};
+
+/* Tensors of a tenant: pointers into its extents. Scalar and FP16 scales are expanded to vectors
+ * here, so that kernels know one form only. */
 struct tenant_file {
     struct tenant_meta meta;
-    void *block;        /* host_block(block_bytes); owned until taken (set it to NULL then) */
-    const void *origin; /* what the pointers below point into: the block, or where it was moved */
-    size_t block_bytes, file_bytes;
-    struct delta *delta; /* [L * N_PARTS] owned */
+    struct kernels *kernels;      /* whose memory holds the extents; NULL: the host's */
+    struct tenant_extent *extent; /* [n_extents] owned */
+    int32_t n_extents;
+    size_t bytes, file_bytes; /* of the extents; of the file */
+    struct delta *delta;      /* [L * N_PARTS] owned; host memory */
     struct vocab_matrix embed, head;
     const float *norm;      /* [2L + 1, D] */
     double bits_per_weight; /* of the linears, scales included */
 };
 
-/* base: the checkpoint's config; base_fingerprint: hex; or both NULL, to read a file whatever it
- * was made for. fd: borrowed, a regular file, read from its start; label names it in sentences.
- * Free with tenant_file_free, also after an error. Hashes on all cores; any thread. */
+/* k: where the tensors go, NULL: host memory. trusted: the file was read whole before and is known
+ * not to have changed: its content is not hashed again. base: the checkpoint's config;
+ * base_fingerprint: hex; or both NULL, to read a file whatever it was made for. fd: borrowed, a
+ * regular file, read from its start; label names it in sentences. Free with tenant_file_free, also
+ * after an error. Reads on all cores; any thread. */
+err_t tenant_file_load(struct tenant_file *t, int fd, const char *label, struct kernels *k,
+                       bool trusted, const struct model_config *base, const char *base_fingerprint,
+                       struct why *why);
+/* Into host memory, hashed. */
 err_t tenant_file_read(struct tenant_file *t, int fd, const char *label,
                        const struct model_config *base, const char *base_fingerprint,
                        struct why *why);
 void tenant_file_free(struct tenant_file *t);
-
-/* Lets every pointer into the block point to the same place in new_block: after the block was
- * copied to a device. */
-void tenant_file_move(struct tenant_file *t, const void *new_block);
 
 /* The content hash (docs/format.md) of hashed tensors; sorts the jobs. */
 err_t tenant_content_hash(struct hash_job *job, int32_t n, const char *base_fingerprint,

@@ -25,6 +25,10 @@
 
 #include "config/err.h"
 
+#ifdef __cplusplus
+extern "C" {
+#endif
+
 enum {
     KV_PAGE_TOKENS = 32, /* P */
     MAX_PLANES = 8,      /* sign planes of one matrix */
@@ -229,6 +233,11 @@ struct kernels {
 err_t kernels_cpu_open(struct kernels **out, const struct model_shape *shape, int32_t max_rows,
                        int32_t threads, struct why *why);
 
+/* The CUDA backend's door, found by name in libbitdelta_cuda.so; threads is not used.
+ * E_UNSUPPORTED: no device that it is built for. */
+err_t kernels_cuda_open(struct kernels **out, const struct model_shape *shape, int32_t max_rows,
+                        int32_t threads, struct why *why);
+
 /* Page-aligned, zeroed host memory; free with host_block_free unless place_base took it. */
 void *host_block(size_t bytes);
 void host_block_free(void *block, size_t bytes);
@@ -300,5 +309,9 @@ static inline size_t base_matrix_bytes(const struct model_shape *s, int32_t i) {
     }
     return n * k * sizeof(uint16_t);
 }
+
+#ifdef __cplusplus
+}
+#endif
 
 #endif

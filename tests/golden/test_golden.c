@@ -8,7 +8,7 @@
 static void check_base(const char *folder, const char *name) {
     struct engine_options o = drive_options(test_model(folder));
     struct engine *e = drive_open(&o);
-    golden_check(e, NULL, test_model("golden.json"), name);
+    golden_check(e, NULL, test_model("golden.json"), name, GOLDEN_TOLERANCE);
     engine_close(e);
 }
 
@@ -21,7 +21,7 @@ static void check_demo(const char *name) {
     snprintf(path, sizeof path, "demo/tenants/%s.bitdelta", name);
     if (strcmp(name, "base") != 0)
         tenant = drive_tenant(e, path);
-    golden_check(e, tenant, "tests/golden/demo.json", name);
+    golden_check(e, tenant, "tests/golden/demo.json", name, GOLDEN_TOLERANCE);
     tenant_unref(tenant);
     engine_close(e);
 }
@@ -34,7 +34,7 @@ static void check_imported(const char *command, const char *source, const char *
     TOOL_OK("%s --base %s -o %s %s", command, o.base_dir, path, test_model(source));
     struct engine *e = drive_open(&o);
     struct tenant *tenant = drive_tenant(e, path);
-    golden_check(e, tenant, test_model("golden.json"), name);
+    golden_check(e, tenant, test_model("golden.json"), name, GOLDEN_TOLERANCE);
     tenant_unref(tenant);
     engine_close(e);
 }
