@@ -39,7 +39,7 @@ PROGRAMS := $(O)/bitdeltad $(O)/bitdelta
 CUDA_LIB := $(O)/libbitdelta_cuda.so
 CUDA_OBJ := $(call obj,$(CUDA) kernels/kernels.c config/err.c config/log.c)
 
-.PHONY: help all deps demo test test-page bench bench-http test-gpu bench-gpu fuzz fuzz-objects format format-check layers limits docs install clean
+.PHONY: help all deps demo test test-page bench bench-http test-gpu bench-gpu fuzz fuzz-objects format format-check layers limits docs man install clean
 help: ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 14
 all: deps ## install what is missing (apt), build the programs
@@ -123,14 +123,17 @@ $(O)/%.cc.o: %.cc Makefile
 $(O)/%.cu.o: %.cu Makefile $(wildcard kernels/*.h kernels/cuda/*.*h tests/cuda/*.cuh)
 	@mkdir -p $(@D)$(if $(V),, && echo '  nvcc $<')
 	$(Q)$(NVCC) $(NVCCFLAGS) -c -o $@ $<
--include $(shell find $(O) -name '*.d' 2>/dev/null)
+-include $(shell find $(O) -name '*.d' -type f 2>/dev/null)
 
-install: programs ## install to $(DESTDIR)$(PREFIX)
+man: programs ## manual pages and shell completions, under $(O)/share
+	@sh deploy/share.sh $(O)
+install: man ## install to $(DESTDIR)$(PREFIX)
 	install -d $(DESTDIR)$(PREFIX)/bin $(DESTDIR)$(PREFIX)/lib/systemd/system
 	install -m 755 $(O)/bitdeltad $(O)/bitdelta $(DESTDIR)$(PREFIX)/bin
 	$(if $(NVCC),install -D -m 755 $(CUDA_LIB) $(DESTDIR)$(PREFIX)/lib/bitdeltad/libbitdelta_cuda.so)
 	sed 's,@PREFIX@,$(PREFIX),g' deploy/bitdeltad.service > $(DESTDIR)$(PREFIX)/lib/systemd/system/bitdeltad.service
 	install -d $(DESTDIR)$(PREFIX)/share/doc/bitdeltad
-	install -m 644 README.md docs/*.md deploy/bitdeltad.conf.example $(DESTDIR)$(PREFIX)/share/doc/bitdeltad
+	install -m 644 README.md docs/*.md docs/*.png deploy/bitdeltad.conf.example $(DESTDIR)$(PREFIX)/share/doc/bitdeltad
+	cp -R $(O)/share/. $(DESTDIR)$(PREFIX)/share
 clean: ## remove build/
 	rm -rf build

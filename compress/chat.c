@@ -96,7 +96,7 @@ const struct command command_chat = {
         "one, is BITDELTA_API_KEY or stands in a file; never on the command line, which every\n"
         "user of the machine can read.\n",
     .option = {{"--tenant", "NAME", false, "whom to talk to; without it, says who is there"},
-               {"--url", "URL", false, "http://HOST:PORT, https://... or unix:PATH"},
+               {"--url", "URL", false, "where it is: http://HOST:PORT, https://HOST or unix:PATH"},
                {"--system", "TEXT", false, "a system message in front of the conversation"},
                {"--raw", NULL, false, "no chat template: the text as it is"},
                {"--temperature", "X", false, "0 to 2; 0 always takes the likeliest token"},

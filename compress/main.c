@@ -4,7 +4,7 @@
 #include <stdio.h>
 #include <string.h>
 
-#include "compress/command.h"
+#include "compress/describe.h"
 #include "config/options.h"
 
 /* sysexits.h's values where it has one. */
@@ -64,10 +64,14 @@ int main(int argc, char **argv) {
         printf("bitdelta %s\n", options_version());
         return EXIT_OK;
     }
+    if (argc == 2 && describe_print(commands, N_COMMANDS, NULL, argv[1]))
+        return EXIT_OK;
     for (int i = 0; i < N_COMMANDS; i++) {
         const struct command *c = commands[i];
         if (strcmp(argv[1], c->name) != 0)
             continue;
+        if (argc == 3 && describe_print(commands, N_COMMANDS, c, argv[2]))
+            return EXIT_OK;
         for (int j = 2; j < argc && strcmp(argv[j], "--") != 0; j++)
             if (strcmp(argv[j], "--help") == 0 || strcmp(argv[j], "-h") == 0) {
                 command_help(c);

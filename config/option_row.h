@@ -41,6 +41,10 @@ extern const int option_n_rows;
 const struct option_row *option_find(const char *name, size_t n);
 /* " (did you mean x?)" for a name that is none, or "". */
 void option_suggest(const char *name, size_t n, char out[96]);
+/* What a value looks like: "BYTES", "auto|cpu|cuda". */
+const char *option_value(const struct option_row *row);
+/* "default: 64 sequences", "default: none", "required". */
+void option_preset(const struct option_row *row, char out[128]);
 /* The environment variable of an option: BITDELTAD_KV_TOKENS for kv-tokens. */
 void option_variable(const struct option_row *row, char out[64]);
 /* Checks and keeps a value; line: of the configuration file, else 0. Errors: E_CONFIG, E_NOMEM. */

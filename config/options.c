@@ -364,7 +364,7 @@ static bool print_texts(int argc, char *const *argv) {
     else if (asked(argc, argv, "--print-options-example"))
         options_print_example(stdout);
     else
-        return false;
+        return argc == 2 && options_print_manual(stdout, argv[1]);
     return true;
 }
 

@@ -62,7 +62,9 @@ err_t options_parse_file(struct options *o, const char *path, const char *text, 
 
 const char *options_version(void); /* of this build */
 void options_print_help(FILE *f);
-void options_print_markdown(FILE *f);                 /* docs/options.md */
+void options_print_markdown(FILE *f); /* docs/options.md */
+/* The manual page or a completion, as config/manual.h says; false: `word` asks for none. */
+bool options_print_manual(FILE *f, const char *word);
 void options_print_example(FILE *f);                  /* deploy/bitdeltad.conf.example */
 void options_print(const struct options *o, FILE *f); /* the values in force and their source */
 

@@ -31,8 +31,7 @@ static void print_wrapped(FILE *f, const char *lead, size_t width, const char *t
     }
 }
 
-/* What a value looks like: "BYTES", "auto|cpu|cuda". */
-static const char *value_name(const struct option_row *row) {
+const char *option_value(const struct option_row *row) {
     switch (row->type) {
     case OPTION_IS_FOLDER:
         return "DIR";
@@ -56,8 +55,7 @@ static const char *value_name(const struct option_row *row) {
     }
 }
 
-/* "default 64 sequences" or "" where there is none. */
-static void default_text(const struct option_row *row, char out[128]) {
+void option_preset(const struct option_row *row, char out[128]) {
     bool number = row->type == OPTION_IS_COUNT || row->type == OPTION_IS_SIZE ||
                   row->type == OPTION_IS_SECONDS;
     if (row->flags & OPTION_REQUIRED)
@@ -83,11 +81,11 @@ void options_print_help(FILE *f) {
             fprintf(f, "\n%s\n", row->help);
             continue;
         }
-        default_text(row, preset);
+        option_preset(row, preset);
         if (row->type == OPTION_IS_BOOL)
             fprintf(f, "    --%s, --no-%s (%s)\n", row->name, row->name, preset);
         else
-            fprintf(f, "    --%s %s (%s)\n", row->name, value_name(row), preset);
+            fprintf(f, "    --%s %s (%s)\n", row->name, option_value(row), preset);
         memset(lead, ' ', HELP_INDENT);
         lead[HELP_INDENT] = 0;
         print_wrapped(f, lead, HELP_WIDTH, row->help);
@@ -112,7 +110,7 @@ static void print_range(FILE *f, const struct option_row *row) {
         fprintf(f, "%.0f to %.0f %s", row->min, row->max, row->unit);
         break;
     default: /* a bar would end the cell */
-        for (const char *p = value_name(row); *p; p++)
+        for (const char *p = option_value(row); *p; p++)
             fputs(*p == '|' ? ", " : (char[]){*p, 0}, f);
     }
 }
