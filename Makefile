@@ -39,7 +39,7 @@ PROGRAMS := $(O)/bitdeltad $(O)/bitdelta
 CUDA_LIB := $(O)/libbitdelta_cuda.so
 CUDA_OBJ := $(call obj,$(CUDA) kernels/kernels.c config/err.c config/log.c)
 
-.PHONY: help all deps demo test test-page bench bench-http test-gpu bench-gpu fuzz fuzz-objects format format-check layers limits docs man install clean
+.PHONY: help all deps demo test test-page test-quickstart bench bench-http test-gpu bench-gpu fuzz fuzz-objects format format-check layers limits docs man install clean
 help: ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 14
 all: deps ## install what is missing (apt), build the programs
@@ -54,6 +54,8 @@ test: all ## build and run every test
 	@$(O)/test
 test-page: programs ## drive the playground in headless Chromium (installed with apt where it is missing)
 	@sh tests/page/run.sh $(O)
+test-quickstart: programs ## do what docs/quickstart.md says and compare
+	@bash tests/quickstart.sh $(O)
 bench: all ## measure this machine's ceilings and what the CPU backend reaches
 	@$(MAKE) --no-print-directory -j$(JOBS) $(O)/bench
 	@$(O)/bench
@@ -78,6 +80,7 @@ limits: ## fail on a file or function over the size limits
 docs: $(O)/bitdeltad ## regenerate the documents made from tables
 	@$(O)/bitdeltad --print-options-md > docs/options.md
 	@$(O)/bitdeltad --print-options-example > deploy/bitdeltad.conf.example
+	@python3 docs/tenants.py
 
 $(O)/bitdeltad: $(call obj,$(LIB) $(SERVER) server/main.c)
 	@$(if $(V),:,echo '  link $@')
@@ -133,7 +136,7 @@ install: man ## install to $(DESTDIR)$(PREFIX)
 	$(if $(NVCC),install -D -m 755 $(CUDA_LIB) $(DESTDIR)$(PREFIX)/lib/bitdeltad/libbitdelta_cuda.so)
 	sed 's,@PREFIX@,$(PREFIX),g' deploy/bitdeltad.service > $(DESTDIR)$(PREFIX)/lib/systemd/system/bitdeltad.service
 	install -d $(DESTDIR)$(PREFIX)/share/doc/bitdeltad
-	install -m 644 README.md docs/*.md docs/*.png deploy/bitdeltad.conf.example $(DESTDIR)$(PREFIX)/share/doc/bitdeltad
+	install -m 644 README.md docs/*.md docs/*.png docs/*.svg deploy/bitdeltad.conf.example $(DESTDIR)$(PREFIX)/share/doc/bitdeltad
 	cp -R $(O)/share/. $(DESTDIR)$(PREFIX)/share
 clean: ## remove build/
 	rm -rf build
