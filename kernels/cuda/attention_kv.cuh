@@ -67,13 +67,6 @@ __device__ __forceinline__ uint32_t kv_half(uint32_t stored) {
     return *(uint32_t *)&v;
 }
 
-/* For pages that the tiles of other queries and heads read again. */
-__device__ __forceinline__ uint64_t policy_evict_normal() {
-    uint64_t policy;
-    asm volatile("createpolicy.fractional.L2::evict_normal.b64 %0, 1.0;" : "=l"(policy));
-    return policy;
-}
-
 /* Four 8 x 8 matrices of 16-bit numbers: lane i gives the address of row i % 8 of matrix i / 8. */
 __device__ __forceinline__ void load_matrices(uint32_t (&r)[4], uint32_t shared) {
     asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0,%1,%2,%3}, [%4];"

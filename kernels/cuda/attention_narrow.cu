@@ -32,11 +32,11 @@ enum {
 constexpr float P_EXPONENT = 15;
 enum { Q_EXPONENT = 14 };
 
-__host__ __device__ constexpr int stages_of(int steps) { /* half pages of a warp; about 50 KB */
-    return steps == 16 ? 3 : 48 / steps;
-}
 __host__ __device__ constexpr int stage_bytes(int steps) {
     return 64 * 16 * steps + KV_SCALE_BYTES;
+}
+__host__ __device__ constexpr int stages_of(int steps) { /* half pages of a warp */
+    return 51000 / stage_bytes(steps);
 }
 
 struct item {
@@ -71,20 +71,57 @@ __device__ workspace workspace_of(const attention_args &a) {
     return w;
 }
 
+/* What items are made of; in shared memory, from the step's tables. */
+struct sequence {
+    gpu_seq rows;
+    int32_t window;
+};
+struct plan {
+    int32_t *prefix; /* [n_seqs + 1] items of the sequences before i */
+    sequence *seq;   /* [n_seqs] */
+    int n_seqs;
+};
+
 /* One warp's view of the block's shared memory, and where its copies are. */
 struct ring {
     char *stage;
     uint64_t *full;
     item *queue;
-    int at, parity;         /* of the stage that is filled next, or used next */
-    int head, page, ticket; /* copies: queue entries so far, page in hand */
-    bool values, more;      /* which half comes next; there is an item in hand */
+    int at;                 /* stage that is filled next */
+    int head, page, ticket; /* queue entries so far, page in hand */
+    bool values, more;      /* which half comes next; tickets are left, or an item is in hand */
     int32_t my_page;        /* lane i: id of page i of the split */
     item now;
 };
 
 __device__ int window_start(int position, int window) {
     return window > 0 && position >= window ? position - window + 1 : 0;
+}
+
+/* Fills the plan; one warp. Reads the step's tables alone. */
+__device__ void make_plan(const attention_args &a, plan &p, int lane) {
+    int group = a.n_heads / a.n_kv_heads, before = 0;
+    for (int first = 0; first < p.n_seqs; first += 32) {
+        int i = first + lane, n = 0;
+        if (i < p.n_seqs) {
+            const gpu_seq s = a.step.seq[i];
+            int window = a.step.row[s.first].tenant->sliding_window;
+            int lo = window_start(s.position, window), hi = s.position + s.n - 1;
+            n = (hi / KV_SPLIT - lo / KV_SPLIT + 1) * a.n_kv_heads *
+                ((s.n * group + SLOTS - 1) / SLOTS);
+            p.seq[i] = {s, window};
+        }
+        int up_to = n;
+        for (int d = 1; d < 32; d *= 2) {
+            int v = __shfl_up_sync(~0u, up_to, d);
+            up_to += lane >= d ? v : 0;
+        }
+        if (i < p.n_seqs)
+            p.prefix[i] = before + up_to - n;
+        before += __shfl_sync(~0u, up_to, 31);
+    }
+    if (lane == 0)
+        p.prefix[p.n_seqs] = before;
 }
 
 /* The sequence in which ticket stands: the last with prefix <= ticket. */
@@ -100,12 +137,11 @@ __device__ int find_seq(const int32_t *prefix, int n, int ticket) {
 }
 
 /* Makes an item of a ticket; false: its slots see nothing of that split. */
-__device__ bool make_item(const attention_args &a, const int32_t *prefix, int n_seqs, int ticket,
-                          item &it) {
-    int i = find_seq(prefix, n_seqs, ticket), group = a.n_heads / a.n_kv_heads;
-    const gpu_seq s = a.step.seq[i];
-    int window = a.step.row[s.first].tenant->sliding_window;
-    int tiles = (s.n * group + SLOTS - 1) / SLOTS, rest = ticket - prefix[i];
+__device__ bool make_item(const attention_args &a, const plan &p, int ticket, item &it) {
+    int i = find_seq(p.prefix, p.n_seqs, ticket), group = a.n_heads / a.n_kv_heads;
+    const gpu_seq s = p.seq[i].rows;
+    int window = p.seq[i].window;
+    int tiles = (s.n * group + SLOTS - 1) / SLOTS, rest = ticket - p.prefix[i];
     int tile = rest % tiles;
     rest /= tiles;
     it.first = s.first, it.n = s.n, it.position = s.position, it.first_page = s.first_page;
@@ -122,48 +158,53 @@ __device__ bool make_item(const attention_args &a, const int32_t *prefix, int n_
     return from <= it.last_key;
 }
 
-/* Takes the next item for the copies. */
-__device__ void next_item(const attention_args &a, ring &r, const int32_t *prefix, int n_seqs,
-                          int lane) {
-    do {
-        int ticket = __shfl_sync(~0u, r.ticket, 0);
-        if (ticket >= prefix[n_seqs]) {
-            r.more = false;
-            break;
-        }
-        if (lane == 0)
-            r.ticket = gridDim.x * WARPS + atomicAdd((int32_t *)a.workspace, 1);
-        r.more = make_item(a, prefix, n_seqs, ticket, r.now);
-    } while (!r.more);
-    if (r.more) {
-        r.page = r.now.page;
-        r.values = false;
-        if (lane <= r.now.last_page - r.now.page)
-            r.my_page = a.step.page[r.now.first_page + r.now.page + lane];
-    } else {
-        r.now.n = 0;
+__device__ void take_ticket(const attention_args &a, ring &r, int lane) {
+    if (lane == 0) /* known when the item in hand is all copied */
+        r.ticket = gridDim.x * WARPS + atomicAdd((int32_t *)a.workspace, 1);
+}
+
+/* Turns the ticket into the item in hand, or into the end of the queue; may have to be repeated. */
+__device__ void next_item(const attention_args &a, const plan &p, ring &r, int lane) {
+    int ticket = __shfl_sync(~0u, r.ticket, 0);
+    r.more = ticket < p.prefix[p.n_seqs];
+    if (r.more && !make_item(a, p, ticket, r.now)) {
+        r.page = 1, r.now.last_page = 0;
+        return;
     }
+    r.page = r.now.page;
+    r.values = false;
+    if (r.more && lane <= r.now.last_page - r.now.page)
+        r.my_page = a.step.page[r.now.first_page + r.now.page + lane];
+    if (!r.more)
+        r.now.n = 0;
     if (lane == 0)
         r.queue[r.head % QUEUE] = r.now;
     r.head++;
-    __syncwarp();
 }
 
-/* Starts the copy of the next half page into the ring's next stage, which is free. */
+/* Starts the copy of the next half page into the ring's next stage, which is free. early: only of
+ * the first item, and pages that no row of this step is in. False: there was none. */
 template <int STEPS>
-__device__ void fill(const attention_args &a, ring &r, const int32_t *prefix, int n_seqs, int lane,
+__device__ bool fill(const attention_args &a, const plan &p, ring &r, bool early, int lane,
                      uint64_t policy) {
-    if (r.more && r.page > r.now.last_page)
-        next_item(a, r, prefix, n_seqs, lane);
-    if (!r.more)
-        return;
+    while (r.more && r.page > r.now.last_page) {
+        if (early && r.head)
+            return false;
+        next_item(a, p, r, lane);
+        if (early)
+            break;
+        take_ticket(a, r, lane);
+    }
+    if (!r.more || r.page > r.now.last_page ||
+        (early && (r.page + 1) * KV_PAGE_TOKENS > r.now.position))
+        return false;
     int id = __shfl_sync(~0u, r.my_page, r.page - r.now.page);
     if (lane == 0) {
-        int e = a.head_dim, groups = min(KV_PAGE_TOKENS, r.now.last_key + 1 - r.page * 32);
-        groups = (groups + KV_GROUP - 1) / KV_GROUP;
+        int e = a.head_dim;
+        int tokens = min(KV_PAGE_TOKENS, r.now.last_key + 1 - r.page * KV_PAGE_TOKENS);
         const char *block = kv_block(a, id, r.now.kv);
         char *to = r.stage + r.at * stage_bytes(STEPS);
-        uint32_t bytes = groups * 16 * kv_padded(e);
+        uint32_t bytes = (tokens + KV_GROUP - 1) / KV_GROUP * 16 * kv_padded(e);
         barrier_arrive_expect(r.full + r.at, bytes + (r.values ? 0 : KV_SCALE_BYTES));
         if (r.values)
             bulk_copy(to, block + kv_values_at(e), bytes, r.full + r.at, policy);
@@ -173,6 +214,7 @@ __device__ void fill(const attention_args &a, ring &r, const int32_t *prefix, in
     r.at = r.at + 1 == stages_of(STEPS) ? 0 : r.at + 1;
     r.page += r.values;
     r.values = !r.values;
+    return true;
 }
 
 /* The two fp16 halves of x and y. */
@@ -344,31 +386,55 @@ __device__ void page_values(sums<STEPS> &s, const char *stage, int steps, int la
         }
 }
 
-/* Adds up the splits of the item's slots, in their order. */
+/* Adds up the splits [lo, hi] of one row and head, in their order, eight on their way at a time.
+ * Lanes hold columns 2 lane + 64 j. */
+template <int STEPS>
+__device__ void combine_slot(const float2 *sums, const float *partial, int lo, int hi, int e,
+                             float *out, int lane) {
+    enum { AHEAD = STEPS == 16 ? 4 : 8, PAIRS = (STEPS + 3) / 4 };
+    float most = -INFINITY, sum = 0;
+    float2 o[PAIRS] = {};
+    for (int i = lo; i <= hi; i += AHEAD) {
+        float2 s[AHEAD], v[AHEAD][PAIRS];
+#pragma unroll
+        for (int j = 0; j < AHEAD; j++) {
+            int at = min(i + j, hi);
+            s[j] = __ldcg(sums + at);
+#pragma unroll
+            for (int k = 0; k < PAIRS; k++)
+                if (2 * lane + 64 * k < e)
+                    v[j][k] = __ldcg((const float2 *)(partial + (size_t)at * e) + lane + 32 * k);
+        }
+#pragma unroll
+        for (int j = 0; j < AHEAD; j++) {
+            if (i + j > hi)
+                break;
+            float old = most;
+            most = s[j].x > most || s[j].x != s[j].x ? s[j].x : most;
+            float keep = exp2_fast(old - most), weight = exp2_fast(s[j].x - most);
+            sum = sum * keep + s[j].y * weight;
+#pragma unroll
+            for (int k = 0; k < PAIRS; k++) {
+                o[k].x = o[k].x * keep + v[j][k].x * weight;
+                o[k].y = o[k].y * keep + v[j][k].y * weight;
+            }
+        }
+    }
+#pragma unroll
+    for (int k = 0; k < PAIRS; k++)
+        if (2 * lane + 64 * k < e)
+            *(float2 *)(out + 2 * lane + 64 * k) = make_float2(o[k].x / sum, o[k].y / sum);
+}
+
+template <int STEPS>
 __device__ void combine(const attention_args &a, const item &it, const workspace &w, int lane) {
     int e = a.head_dim, group = a.n_heads / a.n_kv_heads, splits = most_splits(a.max_context);
     for (int slot = it.slot; slot < it.slot + SLOTS && slot / group < it.n; slot++) {
         int row = it.first + slot / group, head = it.kv * group + slot % group;
         int hi = it.position + slot / group, lo = window_start(hi, it.window);
         size_t at = ((size_t)row * a.n_heads + head) * splits;
-        float most = -INFINITY, sum = 0, o[MOST_HEAD_DIM / 32] = {};
-        for (int i = lo / KV_SPLIT; i <= hi / KV_SPLIT; i++) {
-            float z = __ldcg(&w.sums[at + i].x);
-            most = z > most || z != z ? z : most;
-        }
-        for (int i = lo / KV_SPLIT; i <= hi / KV_SPLIT; i++) {
-            float2 part = __ldcg(&w.sums[at + i]);
-            float weight = exp2_fast(part.x - most);
-            sum += weight * part.y;
-#pragma unroll
-            for (int j = 0; j < MOST_HEAD_DIM / 32; j++)
-                if (lane + 32 * j < e)
-                    o[j] += weight * __ldcg(w.partial + (at + i) * e + lane + 32 * j);
-        }
-#pragma unroll
-        for (int j = 0; j < MOST_HEAD_DIM / 32; j++)
-            if (lane + 32 * j < e)
-                a.a.ctx[(size_t)row * a.a.ld_ctx + head * e + lane + 32 * j] = o[j] / sum;
+        combine_slot<STEPS>(w.sums + at, w.partial + at * e, lo / KV_SPLIT, hi / KV_SPLIT, e,
+                            a.a.ctx + (size_t)row * a.a.ld_ctx + (size_t)head * e, lane);
     }
 }
 
@@ -402,34 +468,10 @@ __device__ void end_item(const attention_args &a, const item &it, sums<STEPS> &s
         before = atomicAdd(arrived, 1);
     if (__shfl_sync(~0u, before, 0) == it.n_splits - 1) {
         __threadfence();
-        combine(a, it, w, lane);
+        combine<STEPS>(a, it, w, lane);
         if (lane == 0)
             *arrived = 0; /* for the next launch */
     }
-}
-
-/* prefix[i]: items of the sequences before i. One warp; returns nothing but through prefix. */
-__device__ void count_items(const attention_args &a, int32_t *prefix, int n_seqs, int lane) {
-    int group = a.n_heads / a.n_kv_heads, before = 0;
-    for (int first = 0; first < n_seqs; first += 32) {
-        int i = first + lane, n = 0;
-        if (i < n_seqs) {
-            const gpu_seq s = a.step.seq[i];
-            int lo = window_start(s.position, a.step.row[s.first].tenant->sliding_window);
-            n = ((s.position + s.n - 1) / KV_SPLIT - lo / KV_SPLIT + 1) * a.n_kv_heads *
-                ((s.n * group + SLOTS - 1) / SLOTS);
-        }
-        int up_to = n;
-        for (int d = 1; d < 32; d *= 2) {
-            int v = __shfl_up_sync(~0u, up_to, d);
-            up_to += lane >= d ? v : 0;
-        }
-        if (i < n_seqs)
-            prefix[i] = before + up_to - n;
-        before += __shfl_sync(~0u, up_to, 31);
-    }
-    if (lane == 0)
-        prefix[n_seqs] = before;
 }
 
 /* STEPS: of 16 columns. 16 serves every head size, the others just their own. */
@@ -443,9 +485,16 @@ __global__ void __launch_bounds__(THREADS, 1)
     char *rings = shared;
     item *queues = (item *)(rings + WARPS * STAGES * stage_bytes(STEPS));
     uint64_t *full = (uint64_t *)(queues + WARPS * QUEUE);
-    int32_t *prefix = (int32_t *)(full + WARPS * STAGES);
+    plan p;
+    p.n_seqs = a.step.counts->n_narrow_seqs;
+    p.seq = (sequence *)(full + WARPS * STAGES);
+    p.prefix = (int32_t *)(p.seq + p.n_seqs);
 
     grid_launch_next();
+    if (p.n_seqs == 0) {
+        grid_wait(); /* who waits for this kernel waits for those before it */
+        return;
+    }
     ring r = {};
     r.stage = rings + warp * STAGES * stage_bytes(STEPS);
     r.full = full + warp * STAGES;
@@ -455,20 +504,21 @@ __global__ void __launch_bounds__(THREADS, 1)
             barrier_init(r.full + i, 1);
         barrier_init_fence();
     }
-    grid_wait();
-    int n_seqs = a.step.counts->n_narrow_seqs;
-    if (n_seqs == 0)
-        return;
     if (warp == 0)
-        count_items(a, prefix, n_seqs, lane);
+        make_plan(a, p, lane);
     __syncthreads();
 
     uint64_t policy = policy_evict_first();
     r.ticket = warp * gridDim.x + blockIdx.x;
     r.more = true;
     r.page = 1; /* past last_page: fetch an item */
-    for (int i = 0; i < STAGES; i++)
-        fill<STEPS>(a, r, prefix, n_seqs, lane, policy);
+    int filled = 0;
+    while (filled < STAGES && fill<STEPS>(a, p, r, true, lane, policy))
+        filled++;
+    grid_wait();
+    take_ticket(a, r, lane);
+    for (; filled < STAGES; filled++)
+        fill<STEPS>(a, p, r, false, lane, policy);
     int at = 0, parity = 0;
     sums<STEPS> s;
     for (int i = 0;; i++) {
@@ -479,20 +529,20 @@ __global__ void __launch_bounds__(THREADS, 1)
         start_sums(a, it, s, lane);
         for (int page = it.page; page <= it.last_page; page++) {
             float score[4][4];
-            uint32_t p[2][4];
+            uint32_t weight[2][4];
             const char *stage = r.stage + at * stage_bytes(STEPS);
             barrier_wait(r.full + at, parity);
             page_scores(s, stage, steps, lane, score);
-            page_softmax(s, stage, page * KV_PAGE_TOKENS, lane, score, p);
+            page_softmax(s, stage, page * KV_PAGE_TOKENS, lane, score, weight);
             __syncwarp();
-            fill<STEPS>(a, r, prefix, n_seqs, lane, policy);
+            fill<STEPS>(a, p, r, false, lane, policy);
             at++;
             if (at == STAGES)
                 at = 0, parity ^= 1;
             barrier_wait(r.full + at, parity);
-            page_values(s, r.stage + at * stage_bytes(STEPS), steps, lane, p);
+            page_values(s, r.stage + at * stage_bytes(STEPS), steps, lane, weight);
             __syncwarp();
-            fill<STEPS>(a, r, prefix, n_seqs, lane, policy);
+            fill<STEPS>(a, p, r, false, lane, policy);
             at++;
             if (at == STAGES)
                 at = 0, parity ^= 1;
@@ -510,11 +560,17 @@ const struct variant variants[] = {
     {6, attention_narrow_kernel<6>},   {8, attention_narrow_kernel<8>},
     {16, attention_narrow_kernel<16>},
 };
-size_t shared_bytes(int32_t steps, int32_t max_rows) {
+constexpr size_t shared_bytes(int32_t steps, int32_t max_rows) {
     return (size_t)WARPS * ((size_t)stages_of(steps) * (size_t)(stage_bytes(steps) + 8) +
                             QUEUE * sizeof(item)) +
-           ((size_t)max_rows + 1) * 4;
+           (size_t)max_rows * (sizeof(sequence) + 4) + 4;
 }
+static_assert(shared_bytes(4, MOST_NARROW) <= 227 << 10 &&
+                  shared_bytes(5, MOST_NARROW) <= 227 << 10 &&
+                  shared_bytes(6, MOST_NARROW) <= 227 << 10 &&
+                  shared_bytes(8, MOST_NARROW) <= 227 << 10 &&
+                  shared_bytes(16, MOST_NARROW) <= 227 << 10,
+              "more than a multiprocessor has");
 
 } // namespace
 

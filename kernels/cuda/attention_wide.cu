@@ -1,247 +1,422 @@
-/* Attention of wide rows: tiles of 64 queries of one head over the pages (attention.h).
+/* Attention of wide rows: tiles of 128 queries of one head over the pages (attention.h).
  *
  *   o = sum_t e^(q.k_t / sqrt E) v_t / sum_t e^(q.k_t / sqrt E),  t the keys that the row may see
  *
  * FLOPs: 4 E for each query head, row and key it sees. Bytes: each tile reads its keys and values
- * once, (4 E' + 8) / 64 a query and key, nearly all from the L2. Bound: the tensor cores.
+ * once, (4 E' + 8) / 128 a query and key, nearly all from the L2. Bound: the tensor cores, then
+ * shared memory.
  *
- * A warp has 16 queries, their sums and the probabilities in registers. The pages' integers become
- * fp16 on their way to the tensor core; a key's scale multiplies its column of the scores, a
- * value's scale the probability, both in FP32. */
+ * Three warpgroups. One keeps a ring of tiles of 64 keys filled by bulk copies and turns their
+ * integers into fp16 where they stand: the pages' groups of 8 x 8 are the core matrices that wgmma
+ * reads, keys as they are and values transposed. The other two have 64 queries each, with q, the
+ * probabilities and the sums in registers; while one does its softmax, the other's products keep
+ * the tensor cores busy. A key's scale multiplies its scores, the logarithm of a value's scale is
+ * added to them, and the sum of the probabilities is divided by it again, all in FP32. */
 #include "kernels/cuda/attention_kv.cuh"
+#include "kernels/cuda/attention_wgmma.cuh"
 
 namespace {
 
-enum { WARPS = 4, THREADS = WARPS * 32, WARP_ROWS = 16, TILE = WARPS * WARP_ROWS, STAGES = 3 };
-/* Probabilities are kept times 2^15: the small ones stay clear of fp16's subnormals. */
-constexpr float P_EXPONENT = 15;
+enum {
+    GROUP_ROWS = 64, /* queries of a warpgroup */
+    GROUPS = 2,
+    TILE_QUERIES = GROUPS * GROUP_ROWS,
+    THREADS = (GROUPS + 1) * 128,
+    KEYS = 64, /* of a tile */
+    TILE_PAGES = KEYS / KV_PAGE_TOKENS,
+    /* Barriers of a stage: copied, turned into fp16, no longer needed. */
+    COPIED = 0,
+    READY = 1,
+    FREE = 2,
+};
+/* Probabilities stand as p 2^7 of a maximum that may lag behind by 2^8: within fp16 either way. */
+constexpr float P_EXPONENT = 7, MOST_LAG = 8;
 
-template <int STEPS> struct sums {
-    uint32_t q[STEPS][4];
-    int lo[2], hi[2]; /* keys that rows g, g + 8 see; none when lo > hi */
-    float max[2], sum[2];
-    float o[2 * STEPS][4];
+/* A stage: keys, values, scales as stored [page][keys, values], then three numbers for each key:
+ * what its scores are multiplied by, log2 of its value's scale, and 1 / that scale. */
+__host__ __device__ constexpr int row_bytes(int steps) { /* of eight keys */
+    return 256 * steps;
+}
+__host__ __device__ constexpr int values_at(int steps) {
+    return KEYS / KV_GROUP * row_bytes(steps);
+}
+__host__ __device__ constexpr int scales_at(int steps) {
+    return 2 * values_at(steps);
+}
+__host__ __device__ constexpr int factors_at(int steps) {
+    return scales_at(steps) + TILE_PAGES * KV_SCALE_BYTES;
+}
+__host__ __device__ constexpr int stage_bytes(int steps) {
+    return factors_at(steps) + 3 * KEYS * 4;
+}
+/* With more than 128 columns q stands in shared memory, for want of registers. */
+__host__ __device__ constexpr int q_bytes(int steps) {
+    return steps > 8 ? TILE_QUERIES * steps * 32 : 0;
+}
+__host__ __device__ constexpr int stages_of(int steps) {
+    int n = ((227 << 10) - 1024 - q_bytes(steps)) / stage_bytes(steps);
+    return n > 6 ? 6 : n;
+}
+
+/* What a block works on. */
+struct work {
+    gpu_seq seq;
+    int window, head, kv, first_wide;
+    int first, n_rows;   /* of the tile, in the sequence */
+    int tile, n_tiles;   /* of keys: from, how many */
+    int last_key, pages; /* of the whole tile of queries; pages of the sequence */
 };
 
-__device__ float larger(float a, float b) { /* NaN if one is */
-    return b > a || b != b ? b : a;
+__device__ int window_start(int position, int window) {
+    return window > 0 && position >= window ? position - window + 1 : 0;
+}
+
+/* false: no rows for this block. */
+__device__ bool find_work(const attention_args &a, work &w) {
+    if ((int)blockIdx.z >= a.step.counts->n_wide_seqs)
+        return false;
+    w.seq = a.step.seq[a.step.counts->n_narrow_seqs + blockIdx.z];
+    w.first_wide = a.step.counts->n_narrow;
+    w.window = a.step.row[w.seq.first].tenant->sliding_window;
+    w.first = (int)(gridDim.x - 1 - blockIdx.x) * TILE_QUERIES;
+    w.n_rows = min(TILE_QUERIES, w.seq.n - w.first);
+    w.head = blockIdx.y;
+    w.kv = w.head / (a.n_heads / a.n_kv_heads);
+    w.last_key = w.seq.position + w.first + w.n_rows - 1;
+    w.tile = window_start(w.seq.position + w.first, w.window) / KEYS;
+    w.n_tiles = w.last_key / KEYS - w.tile + 1;
+    w.pages = w.last_key / KV_PAGE_TOKENS + 1;
+    return w.n_rows > 0;
+}
+
+/* ---- the warpgroup that brings keys and values ----------------------------------------------- */
+
+/* One thread: starts the copies of a tile's pages. */
+template <int STEPS>
+__device__ void copy_tile(const attention_args &a, const work &w, char *stage, int tile,
+                          uint64_t *copied) {
+    int e = a.head_dim, first = tile * TILE_PAGES, n = min(TILE_PAGES, w.pages - first);
+    uint32_t groups = KV_PAGE_TOKENS / KV_GROUP, group = 16 * kv_padded(e);
+    barrier_arrive_expect(copied, n * (KV_SCALE_BYTES + 2 * groups * group));
+    for (int i = 0; i < n; i++) {
+        const char *block = kv_block(a, a.step.page[w.seq.first_page + first + i], w.kv);
+        bulk_copy(stage + scales_at(STEPS) + i * KV_SCALE_BYTES, block, KV_SCALE_BYTES, copied);
+        for (int v = 0; v < 2; v++) {
+            const char *from = block + (v ? kv_values_at(e) : kv_keys_at());
+            char *to = stage + (v ? values_at(STEPS) : 0) + i * groups * row_bytes(STEPS);
+            if (group == row_bytes(STEPS)) {
+                bulk_copy(to, from, groups * group, copied);
+                continue;
+            }
+            for (uint32_t g = 0; g < groups; g++) /* columns past E' keep what they had */
+                bulk_copy(to + g * row_bytes(STEPS), from + g * group, group, copied);
+        }
+    }
+}
+
+/* Integers -> fp16 multiples of 2^-24, in place; any bits give finite numbers. */
+template <int STEPS> __device__ void convert_tile(char *stage, int thread) {
+    uint4 *p = (uint4 *)stage + thread;
+#pragma unroll 4
+    for (int i = 0; i < scales_at(STEPS) / 16 / 128; i++) {
+        uint4 v = p[i * 128];
+        v.x = kv_half(v.x), v.y = kv_half(v.y), v.z = kv_half(v.z), v.w = kv_half(v.w);
+        p[i * 128] = v;
+    }
 }
 
 template <int STEPS>
-__device__ void start_sums(const attention_args &a, const gpu_seq &seq, int first_wide, int row,
-                           int head, int window, sums<STEPS> &s, int lane) {
-    int t = lane % 4, e = a.head_dim;
+__device__ void convert_scales(const work &w, char *stage, int tile, float unit, int thread) {
+    if (thread >= KEYS)
+        return;
+    const float *scale = (const float *)(stage + scales_at(STEPS)) +
+                         thread / KV_PAGE_TOKENS * (KV_SCALE_BYTES / 4) + thread % KV_PAGE_TOKENS;
+    float *factor = (float *)(stage + factors_at(STEPS)) + thread;
+    bool stands = tile * KEYS + thread <= w.last_key; /* else nobody wrote it yet */
+    float value = stands ? scale[KV_PAGE_TOKENS] : 1.0f;
+    factor[0] = stands ? scale[0] * unit : 0.0f;
+    factor[KEYS] = log2_fast(value);
+    factor[2 * KEYS] = 1.0f / value;
+}
+
+template <int STEPS>
+__device__ void bring(const attention_args &a, const work &w, char *ring, uint64_t *barriers,
+                      int thread) {
+    constexpr int STAGES = stages_of(STEPS), BEHIND = STAGES > 2 ? 2 : 1;
+    float unit = KV_UNIT * 1.4426950408889634f * rsqrtf((float)a.head_dim);
+    auto copy = [&](int i) {
+        uint64_t *b = barriers + 3 * (i % STAGES);
+        barrier_wait(b + FREE, (i / STAGES & 1) ^ 1);
+        copy_tile<STEPS>(a, w, ring + i % STAGES * stage_bytes(STEPS), w.tile + i, b + COPIED);
+    };
+    if (thread == 0)
+        for (int i = 0; i < min(STAGES, w.n_tiles); i++)
+            copy(i);
+    for (int i = 0; i < w.n_tiles; i++) {
+        char *stage = ring + i % STAGES * stage_bytes(STEPS);
+        barrier_wait(barriers + 3 * (i % STAGES) + COPIED, i / STAGES & 1);
+        convert_tile<STEPS>(stage, thread);
+        convert_scales<STEPS>(w, stage, w.tile + i, unit, thread);
+        engines_fence();
+        barrier_arrive(barriers + 3 * (i % STAGES) + READY);
+        /* Into the stage of a tile that the others have left by now, or nearly. */
+        if (thread == 0 && i >= BEHIND && i - BEHIND + STAGES < w.n_tiles)
+            copy(i - BEHIND + STAGES);
+        __syncwarp();
+    }
+}
+
+/* ---- the warpgroups that multiply ------------------------------------------------------------ */
+
+/* Rows g and g + 8 of a warp's 16. */
+template <int STEPS> struct sums {
+    int lo[2], hi[2]; /* keys that a row sees; none when lo > hi */
+    float max[2], sum[2];
+    float o[STEPS > 8 ? 2 : 1][STEPS > 8 ? 64 : 8 * STEPS];
+};
+
+template <int STEPS>
+__device__ void load_q(const attention_args &a, const work &w, int row, uint32_t (&q)[STEPS][4],
+                       int lane) {
 #pragma unroll
     for (int h = 0; h < 2; h++) {
-        int r = row + lane / 4 + 8 * h;
-        bool used = r < seq.n;
-        const __half *q = a.a.qkv16 +
-                          (size_t)(seq.first - first_wide + (used ? r : 0)) * a.a.ld_qkv +
-                          (size_t)head * e;
+        int r = w.first + row + lane / 4 + 8 * h;
+        const __half *from =
+            a.a.qkv16 + (size_t)(w.seq.first - w.first_wide + min(r, w.seq.n - 1)) * a.a.ld_qkv +
+            (size_t)w.head * a.head_dim;
 #pragma unroll
         for (int k = 0; k < STEPS; k++)
 #pragma unroll
             for (int j = 0; j < 2; j++) {
-                int i = 16 * k + 8 * j + 2 * t;
-                s.q[k][2 * j + h] = used && i < e ? *(const uint32_t *)(q + i) : 0;
+                int i = 16 * k + 8 * j + lane % 4 * 2;
+                q[k][2 * j + h] = i < a.head_dim ? *(const uint32_t *)(from + i) : 0;
             }
-        s.hi[h] = used ? seq.position + r : -1;
-        s.lo[h] = window > 0 && s.hi[h] >= window ? s.hi[h] - window + 1 : 0;
-        s.max[h] = -INFINITY;
-        s.sum[h] = 0;
     }
-#pragma unroll
-    for (int n = 0; n < 2 * STEPS; n++)
-#pragma unroll
-        for (int i = 0; i < 4; i++)
-            s.o[n][i] = 0;
 }
 
+/* scores of 64 queries and a tile's keys; asynchronous. */
 template <int STEPS>
-__device__ void page_scores(const sums<STEPS> &s, const char *stage, int steps, int lane,
-                            float (&score)[4][4]) {
-    uint32_t from = shared_address(stage) + kv_keys_at() + lane % 8 * 16 + lane / 8 % 2 * 128 +
-                    lane / 16 * 256 * steps;
-#pragma unroll
-    for (int n = 0; n < 4; n++)
-#pragma unroll
-        for (int i = 0; i < 4; i++)
-            score[n][i] = 0;
+__device__ void start_scores(float (&score)[32], const uint32_t (&q)[STEPS > 8 ? 1 : STEPS][4],
+                             uint32_t q_shared, uint32_t stage) {
+    wgmma_fence();
 #pragma unroll
     for (int k = 0; k < STEPS; k++) {
-        if (k >= steps)
-            break;
-#pragma unroll
-        for (int n = 0; n < 4; n += 2) {
-            uint32_t w[4];
-            load_matrices(w, from + n * 256 * steps + k * 256);
-#pragma unroll
-            for (int j = 0; j < 2; j++)
-                mma_f16(score[n + j], s.q[k][0], s.q[k][1], s.q[k][2], s.q[k][3], kv_half(w[2 * j]),
-                        kv_half(w[2 * j + 1]));
-        }
+        uint64_t keys = wgmma_matrix(stage + k * 256, 128, row_bytes(STEPS));
+        if constexpr (STEPS > 8)
+            wgmma_keys(score, wgmma_matrix(q_shared + k * 256, 128, row_bytes(STEPS)), keys, k);
+        else
+            wgmma_keys(score, q[k], keys, k);
     }
+    wgmma_commit();
 }
 
-/* score -> p, an A operand for each 16 keys; the rows' maxima (of p times the value's scale, as in
- * attention_narrow.cu) and sums follow. */
+/* o += p v of a tile; asynchronous. */
 template <int STEPS>
-__device__ void page_softmax(sums<STEPS> &s, const char *stage, int first_key, float unit, int lane,
-                             float (&score)[4][4], uint32_t (&p)[2][4]) {
-    const float *key_scale = (const float *)stage, *value_scale = key_scale + KV_PAGE_TOKENS;
-    float scale[4][2], most[2] = {-INFINITY, -INFINITY}, keep[2], base[2], sum[2] = {};
+__device__ void start_values(sums<STEPS> &s, const uint32_t (&p)[4][4], uint32_t stage) {
+    wgmma_fence();
 #pragma unroll
-    for (int n = 0; n < 4; n++) {
-        int token = 8 * n + lane % 4 * 2;
-#pragma unroll
-        for (int i = 0; i < 4; i++) {
-            int key = first_key + token + i % 2, h = i / 2;
-            bool seen = key >= s.lo[h] && key <= s.hi[h];
-            float vs = key <= s.hi[1] || key <= s.hi[0] ? value_scale[token + i % 2] : 1.0f;
-            score[n][i] = seen ? score[n][i] * (key_scale[token + i % 2] * unit) : -INFINITY;
-            scale[n][i % 2] = vs;
-            most[h] = larger(most[h], score[n][i] + log2_fast(vs));
-        }
+    for (int k = 0; k < 4; k++) {
+        uint32_t from = stage + values_at(STEPS) + k * 2 * row_bytes(STEPS);
+        wgmma_values(s.o[0], p[k], wgmma_matrix(from, row_bytes(STEPS), 128), 1);
+        if constexpr (STEPS > 8)
+            wgmma_values(s.o[1], p[k], wgmma_matrix(from + 16 * 128, row_bytes(STEPS), 128), 1);
     }
+    wgmma_commit();
+}
+
+/* score -> p, an A operand for each 16 keys. */
+template <int STEPS>
+__device__ void tile_softmax(sums<STEPS> &s, const char *stage, int first_key, bool all_seen,
+                             int lane, float (&score)[32], uint32_t (&p)[4][4]) {
+    const float *factor = (const float *)(stage + factors_at(STEPS)) + lane % 4 * 2;
+    float most[2] = {-INFINITY, -INFINITY}, keep[2], base[2], sum[2] = {};
 #pragma unroll
-    for (int h = 0; h < 2; h++) {
-        most[h] = larger(most[h], __shfl_xor_sync(~0u, most[h], 1));
-        most[h] = larger(most[h], __shfl_xor_sync(~0u, most[h], 2));
-        most[h] = larger(most[h], s.max[h]);
-        base[h] = most[h] == -INFINITY ? 0.0f : most[h]; /* nothing seen so far */
-        keep[h] = exp2_fast(s.max[h] - base[h]);
-        s.max[h] = most[h];
-    }
-#pragma unroll
-    for (int n = 0; n < 4; n++)
-#pragma unroll
-        for (int h = 0; h < 2; h++) {
-            float x = exp2_fast(score[n][2 * h] - base[h] + P_EXPONENT);
-            float y = exp2_fast(score[n][2 * h + 1] - base[h] + P_EXPONENT);
-            sum[h] += x + y;
-            __half2 v = __floats2half2_rn(x * scale[n][0], y * scale[n][1]);
-            p[n / 2][n % 2 * 2 + h] = *(uint32_t *)&v;
-        }
-#pragma unroll
-    for (int h = 0; h < 2; h++)
-        s.sum[h] = s.sum[h] * keep[h] + sum[h];
-#pragma unroll
-    for (int n = 0; n < 2 * STEPS; n++)
+    for (int n = 0; n < 8; n++) {
+        float2 scale = *(const float2 *)(factor + 8 * n);
+        float2 log = *(const float2 *)(factor + KEYS + 8 * n);
 #pragma unroll
         for (int i = 0; i < 4; i++)
-            s.o[n][i] *= keep[i / 2];
-}
-
-template <int STEPS>
-__device__ void page_values(sums<STEPS> &s, const char *stage, int steps, int lane,
-                            const uint32_t (&p)[2][4]) {
-    uint32_t from = shared_address(stage) + KV_SCALE_BYTES + 1024 * steps + lane % 8 * 16 +
-                    lane / 8 % 2 * 256 * steps + lane / 16 * 128;
+            score[4 * n + i] =
+                fmaf(score[4 * n + i], i % 2 ? scale.y : scale.x, i % 2 ? log.y : log.x);
+    }
+    if (!all_seen)
 #pragma unroll
-    for (int half = 0; half < 2; half++)
+        for (int n = 0; n < 8; n++)
 #pragma unroll
-        for (int k = 0; k < STEPS; k++) {
-            if (k >= steps)
-                break;
-            uint32_t w[4];
-            load_matrices_transposed(w, from + half * 512 * steps + k * 256);
+            for (int i = 0; i < 4; i++) {
+                int key = first_key + 8 * n + lane % 4 * 2 + i % 2;
+                if (key < s.lo[i / 2] || key > s.hi[i / 2])
+                    score[4 * n + i] = -INFINITY;
+            }
 #pragma unroll
-            for (int j = 0; j < 2; j++)
-                mma_f16(s.o[2 * k + j], p[half][0], p[half][1], p[half][2], p[half][3],
-                        kv_half(w[2 * j]), kv_half(w[2 * j + 1]));
+    for (int i = 0; i < 32; i++)
+        most[i / 2 % 2] = fmaxf(most[i / 2 % 2], score[i]);
+    bool grown = false;
+#pragma unroll
+    for (int h = 0; h < 2; h++) {
+        most[h] = fmaxf(most[h], __shfl_xor_sync(~0u, most[h], 1));
+        most[h] = fmaxf(most[h], __shfl_xor_sync(~0u, most[h], 2));
+        bool grows = most[h] > s.max[h] + MOST_LAG || s.max[h] == -INFINITY;
+        most[h] = grows ? most[h] : s.max[h];
+        base[h] = most[h] == -INFINITY ? 0.0f : most[h] - P_EXPONENT; /* nothing seen so far */
+        keep[h] = grows ? exp2_fast(s.max[h] - base[h] - P_EXPONENT) : 1.0f;
+        s.max[h] = most[h];
+        grown |= grows;
+    }
+#pragma unroll
+    for (int n = 0; n < 8; n++) {
+        float2 inverse = *(const float2 *)(factor + 2 * KEYS + 8 * n);
+#pragma unroll
+        for (int h = 0; h < 2; h++) {
+            float x = exp2_fast(score[4 * n + 2 * h] - base[h]);
+            float y = exp2_fast(score[4 * n + 2 * h + 1] - base[h]);
+            sum[h] = fmaf(x, inverse.x, sum[h]);
+            sum[h] = fmaf(y, inverse.y, sum[h]);
+            __half2 v = __floats2half2_rn(x, y);
+            p[n / 2][n % 2 * 2 + h] = *(uint32_t *)&v;
         }
+    }
+    if (__any_sync(~0u, grown)) {
+        s.sum[0] *= keep[0], s.sum[1] *= keep[1];
+#pragma unroll
+        for (int j = 0; j < (STEPS > 8 ? 2 : 1); j++)
+#pragma unroll
+            for (int i = 0; i < (STEPS > 8 ? 64 : 8 * STEPS); i++)
+                s.o[j][i] *= keep[i / 2 % 2];
+    }
+    s.sum[0] += sum[0], s.sum[1] += sum[1];
 }
 
 template <int STEPS>
-__device__ void write_rows(const attention_args &a, const gpu_seq &seq, int first_wide, int row,
-                           int head, sums<STEPS> &s, int lane) {
-    int e = a.head_dim;
+__device__ void write_rows(const attention_args &a, const work &w, int row, sums<STEPS> &s,
+                           int lane) {
 #pragma unroll
     for (int h = 0; h < 2; h++) {
         int r = row + lane / 4 + 8 * h;
         s.sum[h] += __shfl_xor_sync(~0u, s.sum[h], 1);
         s.sum[h] += __shfl_xor_sync(~0u, s.sum[h], 2);
-        if (r >= seq.n)
+        if (r >= w.n_rows)
             continue;
-        __half *out =
-            a.a.ctx16 + (size_t)(seq.first - first_wide + r) * a.a.ld_ctx + (size_t)head * e;
+        __half *out = a.a.ctx16 + (size_t)(w.seq.first - w.first_wide + w.first + r) * a.a.ld_ctx +
+                      (size_t)w.head * a.head_dim;
         float by = KV_UNIT / s.sum[h];
 #pragma unroll
         for (int n = 0; n < 2 * STEPS; n++) {
             int i = 8 * n + lane % 4 * 2;
-            if (i < e)
-                *(__half2 *)(out + i) =
-                    __floats2half2_rn(s.o[n][2 * h] * by, s.o[n][2 * h + 1] * by);
+            const float *o = s.o[n / 16] + n % 16 * 4 + 2 * h;
+            if (i < a.head_dim)
+                *(__half2 *)(out + i) = __floats2half2_rn(o[0] * by, o[1] * by);
         }
     }
 }
 
+template <int STEPS>
+__device__ void multiply(const attention_args &a, const work &w, const char *ring, char *q_ring,
+                         uint64_t *barriers, int group, int thread) {
+    constexpr int STAGES = stages_of(STEPS);
+    int lane = thread % 32, row = group * GROUP_ROWS + thread / 32 * 16;
+    int first = w.seq.position + w.first + group * GROUP_ROWS; /* position of the first row */
+    int last = first <= w.last_key ? min(first + GROUP_ROWS - 1, w.last_key) : -1;
+    uint32_t q[STEPS > 8 ? 1 : STEPS][4], q_shared = 0;
+    if constexpr (STEPS > 8) {
+        uint32_t all[STEPS][4];
+        load_q(a, w, row, all, lane);
+        char *to = q_ring + (group * 8 + thread / 32 * 2) * row_bytes(STEPS) + lane * 4;
+#pragma unroll
+        for (int k = 0; k < STEPS; k++)
+#pragma unroll
+            for (int i = 0; i < 4; i++)
+                *(uint32_t *)(to + i % 2 * row_bytes(STEPS) + (2 * k + i / 2) * 128) = all[k][i];
+        engines_fence();
+        if (group == 0)
+            named_sync<1, 128>();
+        else
+            named_sync<2, 128>();
+        q_shared = shared_address(q_ring) + group * 8 * row_bytes(STEPS);
+    } else {
+        load_q(a, w, row, q, lane);
+    }
+    sums<STEPS> s;
+#pragma unroll
+    for (int h = 0; h < 2; h++) {
+        int r = row + lane / 4 + 8 * h;
+        s.hi[h] = r < w.n_rows ? w.seq.position + w.first + r : -1;
+        s.lo[h] = window_start(s.hi[h], w.window);
+        s.max[h] = -INFINITY;
+        s.sum[h] = 0;
+    }
+#pragma unroll
+    for (int j = 0; j < (STEPS > 8 ? 2 : 1); j++)
+#pragma unroll
+        for (int i = 0; i < (STEPS > 8 ? 64 : 8 * STEPS); i++)
+            s.o[j][i] = 0;
+    for (int i = 0; i < w.n_tiles; i++) {
+        uint64_t *b = barriers + 3 * (i % STAGES);
+        const char *stage = ring + i % STAGES * stage_bytes(STEPS);
+        int key = (w.tile + i) * KEYS;
+        barrier_wait(b + READY, i / STAGES & 1);
+        if (key <= last && key + KEYS > window_start(first, w.window)) {
+            float score[32];
+            uint32_t p[4][4];
+            start_scores<STEPS>(score, q, q_shared, shared_address(stage));
+            wgmma_wait<0>();
+            bool all_seen = key + KEYS - 1 <= first && key >= window_start(last, w.window);
+            tile_softmax(s, stage, key, all_seen, lane, score, p);
+            start_values(s, p, shared_address(stage));
+            wgmma_wait<0>();
+        }
+        if (lane == 0)
+            barrier_arrive(b + FREE);
+    }
+    write_rows(a, w, row, s, lane);
+}
+
 /* grid: (tiles of the longest sequence, H, sequences); the tiles with most keys come first. */
 template <int STEPS>
-__global__ void __launch_bounds__(THREADS)
+__global__ void __launch_bounds__(THREADS, 1)
     attention_wide_kernel(const __grid_constant__ attention_args a) {
-    extern __shared__ __align__(128) char shared[];
-    __shared__ uint64_t full[STAGES];
-    int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
-    int steps = STEPS == 16 ? kv_padded(a.head_dim) / 16 : STEPS;
-    int bytes = (int)kv_block_bytes(a.head_dim);
+    extern __shared__ __align__(1024) char shared[];
+    constexpr int STAGES = stages_of(STEPS);
+    char *q_ring = shared + STAGES * stage_bytes(STEPS);
+    uint64_t *barriers = (uint64_t *)(q_ring + q_bytes(STEPS));
     if (threadIdx.x == 0) {
-        for (int i = 0; i < STAGES; i++)
-            barrier_init(full + i, 1);
+        for (int i = 0; i < STAGES; i++) {
+            barrier_init(barriers + 3 * i + COPIED, 1);
+            barrier_init(barriers + 3 * i + READY, 128);
+            barrier_init(barriers + 3 * i + FREE, GROUPS * 4);
+        }
         barrier_init_fence();
     }
+    __syncthreads();
     grid_launch_next();
     grid_wait();
-    if ((int)blockIdx.z >= a.step.counts->n_wide_seqs)
+    work w;
+    if (!find_work(a, w))
         return;
-    const gpu_seq seq = a.step.seq[a.step.counts->n_narrow_seqs + blockIdx.z];
-    int first_wide = a.step.counts->n_narrow, window = a.step.row[seq.first].tenant->sliding_window;
-    int first = (int)(gridDim.x - 1 - blockIdx.x) * TILE, head = blockIdx.y;
-    if (first >= seq.n)
-        return;
-    int kv = head / (a.n_heads / a.n_kv_heads), last = min(seq.n - 1, first + TILE - 1);
-    int lo = seq.position + first;
-    lo = window > 0 && lo >= window ? lo - window + 1 : 0;
-    int page = lo / KV_PAGE_TOKENS, end = (seq.position + last) / KV_PAGE_TOKENS + 1;
-    __syncthreads();
-
-    int32_t n_copied = page;
-    auto copy = [&]() {
-        if (n_copied < end && threadIdx.x == 0) {
-            int slot = (n_copied - page) % STAGES;
-            int id = a.step.page[seq.first_page + n_copied];
-            barrier_arrive_expect(full + slot, bytes);
-            bulk_copy(shared + slot * bytes, kv_block(a, id, kv), bytes, full + slot,
-                      policy_evict_normal());
-        }
-        n_copied++;
-    };
-    for (int i = 0; i < STAGES - 1; i++)
-        copy();
-    sums<STEPS> s;
-    start_sums(a, seq, first_wide, first + warp * WARP_ROWS, head, window, s, lane);
-    float unit = KV_UNIT * 1.4426950408889634f * rsqrtf((float)a.head_dim);
-    for (int i = 0; page + i < end; i++) {
-        const char *stage = shared + i % STAGES * bytes;
-        barrier_wait(full + i % STAGES, i / STAGES & 1);
-        __syncthreads(); /* all are done with the page before */
-        copy();
-        float score[4][4];
-        uint32_t p[2][4];
-        page_scores(s, stage, steps, lane, score);
-        page_softmax(s, stage, (page + i) * KV_PAGE_TOKENS, unit, lane, score, p);
-        page_values(s, stage, steps, lane, p);
+    int group = threadIdx.x / 128, thread = threadIdx.x % 128;
+    if (group == GROUPS) {
+        registers_fewer<56>();
+        bring<STEPS>(a, w, shared, barriers, thread);
+    } else {
+        registers_more<224>();
+        multiply<STEPS>(a, w, shared, q_ring, barriers, group, thread);
     }
-    write_rows(a, seq, first_wide, first + warp * WARP_ROWS, head, s, lane);
 }
 
 struct variant {
     int32_t steps;
     void (*kernel)(attention_args);
+    int32_t shared_bytes;
 };
+constexpr int32_t shared_bytes(int steps) {
+    return stages_of(steps) * (stage_bytes(steps) + 24) + q_bytes(steps);
+}
 const struct variant variants[] = {
-    {4, attention_wide_kernel<4>}, {5, attention_wide_kernel<5>},   {6, attention_wide_kernel<6>},
-    {8, attention_wide_kernel<8>}, {16, attention_wide_kernel<16>},
+    {4, attention_wide_kernel<4>, shared_bytes(4)},
+    {5, attention_wide_kernel<5>, shared_bytes(5)},
+    {6, attention_wide_kernel<6>, shared_bytes(6)},
+    {8, attention_wide_kernel<8>, shared_bytes(8)},
+    {16, attention_wide_kernel<16>, shared_bytes(16)},
 };
 
 } // namespace
@@ -249,7 +424,7 @@ const struct variant variants[] = {
 err_t attention_wide_setup(void) {
     for (const struct variant &v : variants)
         if (cudaFuncSetAttribute(v.kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
-                                 STAGES * (int)kv_block_bytes(v.steps * 16)) != cudaSuccess)
+                                 v.shared_bytes) != cudaSuccess)
             return E_DEVICE;
     return 0;
 }
@@ -260,13 +435,13 @@ err_t attention_wide(const struct attention_args *a, int32_t n_wide_seqs, int32_
         a->head_dim > MOST_HEAD_DIM || a->n_heads % a->n_kv_heads)
         return E_INVAL;
     const struct variant *v = variants;
-    while (v->steps < 16 && v->steps * 16 != kv_padded(a->head_dim))
+    while (v->steps * 16 < a->head_dim)
         v++;
     cudaLaunchConfig_t config = {};
-    config.gridDim =
-        dim3((unsigned)(longest + TILE - 1) / TILE, (unsigned)a->n_heads, (unsigned)n_wide_seqs);
+    config.gridDim = dim3((unsigned)((longest + TILE_QUERIES - 1) / TILE_QUERIES),
+                          (unsigned)a->n_heads, (unsigned)n_wide_seqs);
     config.blockDim = dim3(THREADS);
-    config.dynamicSmemBytes = STAGES * kv_block_bytes(a->head_dim);
+    config.dynamicSmemBytes = (size_t)v->shared_bytes;
     config.stream = stream;
     cudaLaunchAttribute early[1];
     early[0].id = cudaLaunchAttributeProgrammaticStreamSerialization;

@@ -2,7 +2,8 @@
  * card: the measured read rate, decode of B sequences of one row (time of attention alone, of
  * rope_append and attention, bytes against the read rate) and prefill (tensor FLOPs, the causal
  * half counted). Replays of CUDA graphs over enough layers that no page is still in the L2, median
- * of 15. Outputs of the same launches are compared with double precision before. */
+ * of 15. Outputs of the same launches are compared with double precision before. `decode N` and
+ * `prefill N` launch one case twice, for a profiler. */
 #include "tests/cuda/attention_setup.cuh"
 
 enum { REPEATS = 15 };
@@ -193,12 +194,22 @@ static std::vector<sequence> same(int n, int context) {
     return std::vector<sequence>((size_t)n, {context - 1, 1});
 }
 
-int main(void) {
+/* Two launches of a case's attention, for a profiler. */
+static void profile(const attention_case &c) {
+    attention_pool p = make_pool(c, 1);
+    fill_history(p, 0, c.seqs[0].n >= WIDE_MIN);
+    attention_step s = make_attention_step(p, all_pieces(c), 0);
+    for (int i = 0; i < 2; i++) {
+        append_rows(s);
+        attend(s);
+        CUDA(cudaDeviceSynchronize());
+    }
+}
+
+int main(int argc, char **argv) {
     setvbuf(stdout, NULL, _IOLBF, 0);
     need_device();
     OK(attention_setup());
-    double rate = read_rate();
-    printf("read rate %.0f GB/s\n", rate);
     std::vector<sequence> mixed;
     for (int i = 0; i < 64; i++)
         mixed.push_back({i % 8 == 5 ? 8191 : i * 5 % 13, 1});
@@ -216,8 +227,6 @@ int main(void) {
         {"7B, 16 x 4 rows at 1024", 32, 32, 128, 0, std::vector<sequence>(16, {1020, 4})},
         {"Mistral, 64 rows at 2048", 32, 8, 128, 4096, {{1984, 64}}},
     };
-    for (const attention_case &c : decodes)
-        decode(c, rate);
     std::vector<attention_case> prefills = {
         {"7B, prefill 2048", 32, 32, 128, 0, {{0, 2048}}},
         {"7B, prefill 8192", 32, 32, 128, 0, {{0, 8192}}},
@@ -227,6 +236,14 @@ int main(void) {
         {"7B, 8 x 512", 32, 32, 128, 0, std::vector<sequence>(8, {0, 512})},
         {"E 64, prefill 8192", 32, 32, 64, 0, {{0, 8192}}},
     };
+    if (argc > 2) {
+        profile((!strcmp(argv[1], "decode") ? decodes : prefills)[(size_t)atoi(argv[2])]);
+        return 0;
+    }
+    double rate = read_rate();
+    printf("read rate %.0f GB/s\n", rate);
+    for (const attention_case &c : decodes)
+        decode(c, rate);
     for (const attention_case &c : prefills)
         prefill(c);
     return 0;

@@ -4,6 +4,7 @@
  *   ctx against double precision from the rotated q and the stored integers;
  *   all of ctx is written and nothing beside it; no foreign page, other layer or byte past the
  *   workspace changes; a second run gives the same bits;
+ *   so does a graph of rope_append and attention, replayed;
  *   narrow rows: the same bits for each sequence alone, in reverse order, and each row by itself.
  * Without a device it prints why and succeeds. `test_attention quick` runs the small cases only
  * (for the sanitizers). */
@@ -175,10 +176,47 @@ static void check_company(const attention_pool &p, const attention_step &s, cons
     free_step(other);
 }
 
+/* rope_append and attention as an engine launches them, replayed from a graph, each kernel starting
+ * before the last has ended. qkv, qkv16: the rows before rotation. */
+static void check_graph(const attention_pool &p, const attention_step &s, const results &want,
+                        const float *qkv, const __half *qkv16) {
+    size_t n = (size_t)(s.n_narrow + 1) * p.ld_ctx, n16 = (size_t)(s.n_wide + 1) * p.ld_ctx;
+    cudaStream_t stream;
+    cudaGraph_t graph;
+    cudaGraphExec_t exec;
+    CUDA(cudaStreamCreate(&stream));
+    CUDA(cudaStreamBeginCapture(stream, cudaStreamCaptureModeGlobal));
+    CUDA(cudaMemcpyAsync(s.args.a.qkv, qkv, (size_t)s.n_narrow * p.ld_qkv * 4,
+                         cudaMemcpyDeviceToDevice, stream));
+    CUDA(cudaMemcpyAsync(s.args.a.qkv16, qkv16, (size_t)s.n_wide * p.ld_qkv * 2,
+                         cudaMemcpyDeviceToDevice, stream));
+    append_rows(s, stream);
+    attend(s, stream);
+    CUDA(cudaStreamEndCapture(stream, &graph));
+    CUDA(cudaGraphInstantiate(&exec, graph, 0));
+    for (int i = 0; i < 3; i++) {
+        CUDA(cudaMemsetAsync(s.args.a.ctx, 0xff, n * 4, stream));
+        CUDA(cudaMemsetAsync(s.args.a.ctx16, 0xff, n16 * 2, stream));
+        CUDA(cudaGraphLaunch(exec, stream));
+        CUDA(cudaStreamSynchronize(stream));
+        std::vector<float> ctx = host_copy(s.args.a.ctx, n);
+        std::vector<__half> ctx16 = host_copy(s.args.a.ctx16, n16);
+        if (memcmp(ctx.data(), want.ctx.data(), n * 4) ||
+            memcmp(ctx16.data(), want.ctx16.data(), n16 * 2))
+            fail(p.c->name, "a replayed graph gives other bits", i, 0);
+    }
+    CUDA(cudaGraphExecDestroy(exec));
+    CUDA(cudaGraphDestroy(graph));
+    CUDA(cudaStreamDestroy(stream));
+}
+
 static void run_case(const attention_case &c) {
     attention_pool p = make_pool(c, LAYERS);
     fill_history(p, LAYER, c.seqs.size() % 2);
     attention_step s = make_attention_step(p, all_pieces(c), LAYER);
+    CUDA(cudaDeviceSynchronize());
+    float *qkv = own(s, device_copy(host_copy(s.args.a.qkv, (size_t)s.n_narrow * p.ld_qkv)));
+    __half *qkv16 = own(s, device_copy(host_copy(s.args.a.qkv16, (size_t)s.n_wide * p.ld_qkv)));
     append_rows(s);
     CUDA(cudaDeviceSynchronize());
     check_append(p, s);
@@ -188,6 +226,7 @@ static void run_case(const attention_case &c) {
     if (memcmp(r.ctx.data(), again.ctx.data(), r.ctx.size() * 4) ||
         memcmp(r.ctx16.data(), again.ctx16.data(), r.ctx16.size() * 2))
         fail(c.name, "a second run's bits differ", 1, 0);
+    check_graph(p, s, r, qkv, qkv16);
     std::vector<piece> reversed(s.narrow.rbegin(), s.narrow.rend());
     if (!reversed.empty())
         check_company(p, s, r, reversed, "sequences in reverse have other bits");
