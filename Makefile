@@ -39,7 +39,7 @@ PROGRAMS := $(O)/bitdeltad $(O)/bitdelta
 CUDA_LIB := $(O)/libbitdelta_cuda.so
 CUDA_OBJ := $(call obj,$(CUDA) kernels/kernels.c config/err.c config/log.c)
 
-.PHONY: help all deps demo test test-page test-quickstart bench bench-http test-gpu bench-gpu fuzz fuzz-objects format format-check layers limits docs man install clean
+.PHONY: help all deps demo test test-page test-quickstart accept bench bench-http test-gpu bench-gpu fuzz fuzz-objects format format-check layers limits docs man install clean
 help: ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 14
 all: deps ## install what is missing (apt), build the programs
@@ -56,6 +56,8 @@ test-page: programs ## drive the playground in headless Chromium (installed with
 	@sh tests/page/run.sh $(O)
 test-quickstart: programs ## do what docs/quickstart.md says and compare
 	@bash tests/quickstart.sh $(O)
+accept: programs ## other people's clients against the daemon, from PyPI (PARTS="clients schema harness load")
+	@sh tests/accept/run.sh $(O) $(PARTS)
 bench: all ## measure this machine's ceilings and what the CPU backend reaches
 	@$(MAKE) --no-print-directory -j$(JOBS) $(O)/bench
 	@$(O)/bench

@@ -45,7 +45,7 @@ static err_t check_values(const struct gen_request *r, struct why *why) {
         {"min_p", (double)r->min_p, 0, 1},
         {"presence_penalty", (double)r->presence, -100, 100},
         {"frequency_penalty", (double)r->frequency, -100, 100},
-        {"repetition_penalty", (double)r->repetition, 0.01, 100},
+        {"repetition_penalty", (double)r->repetition, (double)0.01f, 100},
     };
     err_t e = E_OK;
     for (size_t i = 0; !e && i < sizeof rule / sizeof *rule; i++)

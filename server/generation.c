@@ -391,6 +391,7 @@ static err_t submit_all(struct generation *g) {
 static void go(struct generation *g) {
     err_t e = check_against_model(g);
     if (!e) {
+        g->field = NULL;
         struct reply_names names = {g->id, g->params.model, g->model->fingerprint,
                                     (int64_t)time(NULL)};
         g->has_reply = true;

@@ -4,6 +4,7 @@
 #include <string.h>
 
 #include "server/json.h"
+#include "server/params.h"
 #include "server/server.h"
 
 /* One call, carried through two turns of a worker: read the body, then do the work with the model
@@ -88,9 +89,8 @@ static err_t read_tokens(struct job *j, int32_t **ids, int32_t *n) {
     if (!*ids)
         return E_NOMEM;
     for (size_t i = 0; i < count; i++) {
-        json_t *v = json_array_get(tokens, i);
-        json_int_t id = json_integer_value(v);
-        if (!json_is_integer(v) || id < 0 || id >= j->model->info->vocab)
+        int64_t id = -1;
+        if (!params_integer(json_array_get(tokens, i), 0, j->model->info->vocab - 1, &id))
             return why_set(&j->why, E_TOKEN_RANGE,
                            "'tokens' element %zu is not a token id from 0 to %d.", i,
                            j->model->info->vocab - 1);

@@ -188,4 +188,5 @@ def main():
                                  for name, cases in result.items()) + "}\n")
 
 
-main()
+if __name__ == "__main__":
+    main()
