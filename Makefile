@@ -66,8 +66,8 @@ bench-http: deps ## what the HTTP side costs, with an engine that computes nothi
 	@$(O)/bench-http
 test-gpu: $(GPU_TESTS) $(O)/test-gpu ## run the CUDA backend's tests (without a card: says so)
 	@set -e; for t in $^; do $$t; done
-bench-gpu: $(GPU_BENCHES) ## measure this card's ceilings and the CUDA kernels
-	@set -e; for b in $^; do $$b; done
+bench-gpu: $(GPU_BENCHES) $(O)/bench-engine ## measure this card's ceilings, the CUDA kernels, the engine on a 7B shape
+	@set -e; for b in $(GPU_BENCHES); do $$b; done; $(O)/bench-engine $(or $(BENCH_DIR),/tmp)
 fuzz: deps ## fuzz every parser of outside bytes with libFuzzer, FUZZ_SECONDS each (default 60)
 	@sh tests/fuzz/run.sh $(or $(FUZZ_SECONDS),60)
 fuzz-objects: $(call obj,$(filter-out kernels/cpu/%,$(LIB)) $(SERVER) $(TOOL) $(call src,tests/fuzz))
@@ -101,6 +101,9 @@ $(O)/bench-http: $(call obj,$(call src,config tokenizer) tokenizer/sentencepiece
 	$(Q)$(CXX) $(LDFLAGS) -o $@ $^ -lmicrohttpd -luv $(LDLIBS)
 $(O)/cuda/test_sample: $(call obj,$(addprefix kernels/cpu/,sample.c isa_c.c isa_avx2.c isa_avx512.c))
 $(O)/test-gpu: $(call obj,$(LIB) $(call src,tests tests/gpu) tests/kernels/model.c tests/golden/golden.c) $(CUDA_LIB)
+	@$(if $(V),:,echo '  link $@')
+	$(Q)$(CXX) $(LDFLAGS) -o $@ $(filter %.o,$^) $(LDLIBS)
+$(O)/bench-engine: $(call obj,$(LIB) $(call src,tests/bench/gpu) compress/tenant_write.c) $(CUDA_LIB)
 	@$(if $(V),:,echo '  link $@')
 	$(Q)$(CXX) $(LDFLAGS) -o $@ $(filter %.o,$^) $(LDLIBS)
 $(CUDA_LIB): $(CUDA_OBJ) kernels/cuda/exports.map
