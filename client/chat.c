@@ -1,7 +1,5 @@
 #include "client/chat.h"
 
-#include <errno.h>
-#include <poll.h>
 #include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -10,6 +8,7 @@
 #include <unistd.h>
 
 #include "client/call.h"
+#include "client/line.h"
 #include "client/spoken.h"
 #include "config/clock.h"
 #include "config/utf8.h"
@@ -24,13 +23,11 @@ struct session {
     struct caller *caller;
     char tenant[256];
     bool raw;
-    int interrupt_fd;  /* SIGINT, while there is a session; else -1 */
-    bool terminal;     /* stdout is one: control characters are not passed on to it */
-    bool line_is_open; /* stdout stands behind text */
-    json_t *messages;  /* the conversation so far, the system's message included */
-    char *input;       /* typed ahead, owned */
-    size_t n_input;
-    bool input_ended;
+    int interrupt_fd;           /* SIGINT, while there is a session; else -1 */
+    bool terminal;              /* stdout is one: control characters are not passed on to it */
+    bool line_is_open;          /* stdout stands behind text */
+    json_t *messages;           /* the conversation so far, the system's message included */
+    struct line_reader *reader; /* of a session; owned */
 };
 
 /* --- showing -------------------------------------------------------------------------------- */
@@ -212,48 +209,19 @@ static bool was_interrupted(const struct session *s) {
     return read(s->interrupt_fd, &info, sizeof info) > 0;
 }
 
-/* Waits for input: false when Ctrl-C came first. */
-static bool wait_for_input(struct session *s) {
-    struct pollfd fd[2] = {{.fd = STDIN_FILENO, .events = POLLIN},
-                           {.fd = s->interrupt_fd, .events = POLLIN}};
-    while (poll(fd, 2, -1) < 0 && errno == EINTR)
-        ;
-    return !(fd[1].revents && was_interrupted(s));
-}
-
-/* A line without its end, malloc'ed. NULL: Ctrl-C (input_ended false) or the end of the input. */
-static char *read_line(struct session *s) {
-    for (;;) {
-        char *newline = s->n_input ? memchr(s->input, '\n', s->n_input) : NULL;
-        if (newline || (s->input_ended && s->n_input)) {
-            size_t n = newline ? (size_t)(newline - s->input) : s->n_input;
-            char *line = strndup(s->input, n);
-            s->n_input -= n + (newline != NULL);
-            memmove(s->input, s->input + n + (newline != NULL), s->n_input);
-            return line;
-        }
-        if (s->input_ended || !wait_for_input(s))
-            return NULL;
-        char *grown = realloc(s->input, s->n_input + 4096);
-        ssize_t got = grown ? read(STDIN_FILENO, grown + s->n_input, 4096) : 0;
-        s->input = grown ? grown : s->input;
-        s->input_ended = got <= 0 || s->n_input > MAX_INPUT_BYTES;
-        s->n_input += got > 0 ? (size_t)got : 0;
-    }
-}
-
-/* Lines that end with a backslash go on in the next; NULL as read_line. */
-static char *read_prompt(struct session *s) {
+/* Lines that end with a backslash go on in the next; NULL as line_read. */
+static char *read_prompt(struct session *s, bool *ended) {
     char *whole = NULL;
     size_t n = 0;
     for (bool more = true; more;) {
-        fprintf(stderr, "%s", whole ? ". " : "> ");
-        char *line = read_line(s);
+        char *line = line_read(s->reader, whole ? ". " : "> ", ended);
         if (!line) {
             free(whole);
             return NULL;
         }
         size_t length = strlen(line);
+        if (length)
+            line_keep(s->reader, line);
         more = length && line[length - 1] == '\\';
         if (more)
             line[length - 1] = '\n';
@@ -298,10 +266,11 @@ static err_t talk(struct session *s) {
             s->options->url, s->raw ? ", text as it is" : "");
     for (bool goes_on = true; goes_on;) {
         struct why why = {{0}};
-        char *line = read_prompt(s);
+        bool ended = false;
+        char *line = read_prompt(s, &ended);
         if (!line) {
             fputc('\n', stderr);
-            goes_on = !s->input_ended;
+            goes_on = !ended;
         } else if (line[0] == '/') {
             goes_on = command(s, line);
         } else if (*line) {
@@ -351,8 +320,9 @@ err_t chat_run(const struct chat_options *o, struct why *why) {
     if (is_session) {
         sigprocmask(SIG_BLOCK, &interrupt, &before);
         s.interrupt_fd = signalfd(-1, &interrupt, SFD_NONBLOCK | SFD_CLOEXEC);
+        e = line_open(&s.reader, s.interrupt_fd);
     }
-    e = caller_open(&s.caller, o->url, o->key, s.interrupt_fd, why);
+    e = e ? e : caller_open(&s.caller, o->url, o->key, s.interrupt_fd, why);
     if (!e && !o->tenant) {
         char known[300];
         json_t *probe = NULL;
@@ -369,7 +339,7 @@ err_t chat_run(const struct chat_options *o, struct why *why) {
         e = is_session ? talk(&s) : run_once(&s, why);
     caller_close(s.caller);
     json_decref(s.messages);
-    free(s.input);
+    line_close(s.reader);
     if (is_session) {
         close(s.interrupt_fd);
         sigprocmask(SIG_SETMASK, &before, NULL);

@@ -19,6 +19,7 @@ need libsentencepiece-dev header sentencepiece_processor.h
 need libssl-dev header openssl/evp.h
 need libzip-dev header zip.h
 need libcurl4-openssl-dev header curl/curl.h
+need libedit-dev header histedit.h
 need curl command -v curl
 [ -n "$missing" ] || exit 0
 if [ "$(id -u)" = 0 ]; then sudo=; else sudo=sudo; fi

@@ -149,6 +149,7 @@ static void open_terminal(struct terminal *t, const char *arguments) {
     t->pid = forkpty(&t->fd, NULL, NULL, NULL);
     CHECK(t->pid >= 0);
     if (t->pid == 0) {
+        setenv("TERM", "xterm", 1);
         execl("/bin/sh", "sh", "-c", command, (char *)NULL);
         _exit(127);
     }
@@ -222,7 +223,11 @@ TEST(chat_tool_interrupt_stops_the_answer_not_the_session) {
     expect(&t, "> ");
     type(&t, "/tenant none\n");
     expect(&t, "there is no tenant \"none\"");
-    type(&t, "/help\n");
+    expect(&t, "> ");
+    type(&t, "/hexp\x02\x7fl\n"); /* Ctrl-B goes left */
+    expect(&t, "/new");
+    expect(&t, "> ");
+    type(&t, "\x1b[A\n"); /* arrow up: the line before */
     expect(&t, "/new");
     expect(&t, "> ");
     type(&t, "\x04");
