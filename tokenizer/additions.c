@@ -246,6 +246,8 @@ static err_t copy_settings(const json_t *config, json_t *out) {
         const char *content = given ? content_of(given) : tokens[i][1];
         bad |= json_object_set_new(out, tokens[i][0], content ? json_string(content) : json_null());
     }
+    const char *pad = content_of(json_object_get(config, "pad_token"));
+    bad |= pad && json_object_set_new(out, "pad_token", json_string(pad));
     return bad ? E_NOMEM : E_OK;
 }
 

@@ -123,7 +123,7 @@ static err_t merge_tokens(const json_t *root, json_t *tokens) {
 
 err_t additions_of_json(const json_t *root, const json_t *config, json_t *tokens, json_t *out,
                         struct why *why) {
-    static const char *const named[] = {"bos_token", "eos_token", "unk_token"};
+    static const char *const named[] = {"bos_token", "eos_token", "unk_token", "pad_token"};
     json_t *prefix = json_array(), *suffix = json_array();
     err_t e = read_processor(json_object_get(root, "post_processor"), prefix, suffix, why);
     if (!e)

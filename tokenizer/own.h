@@ -3,6 +3,7 @@
 #define TOKENIZER_OWN_H
 
 #include "tokenizer/added.h"
+#include "tokenizer/jinja.h"
 #include "tokenizer/tokenizer.h"
 #include "tokenizer/vocab.h"
 
@@ -20,9 +21,12 @@ struct tokenizer {
     struct added guards;   /* SentencePiece: markup that is an ordinary piece of the model, too */
     unsigned char *closed; /* byte pairs: the same as a bit for each piece; owned */
     struct tokenizer_facts facts;
-    struct around before, after;     /* BOS and the like */
-    char *settings;                  /* the JSON it was made of; owned */
-    char *template;                  /* facts.chat_template; owned */
+    struct around before, after; /* BOS and the like */
+    char *settings;              /* the JSON it was made of; owned */
+    char *template;              /* facts.chat_template; owned */
+    char *chat_error;            /* facts.chat_error; owned */
+    struct jinja *jinja;         /* the template, compiled; NULL: none, or chat_error says why */
+    json_t *named;               /* bos_token and the like -> content, for templates; owned */
     bool prefix_every, prefix_first; /* a space before every stretch; before the first alone */
     bool strips;                     /* decoding drops that space */
     size_t most_bytes_per_id;        /* 0: no bound */

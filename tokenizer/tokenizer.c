@@ -156,6 +156,37 @@ static err_t check_added(const struct tokenizer *t, struct why *why) {
     return E_OK;
 }
 
+/* The named special tokens by their content, as templates write them. */
+static err_t read_named(struct tokenizer *t, const json_t *settings, struct why *why) {
+    static const char *const named[][2] = {
+        {"bos_token", "<s>"}, {"eos_token", "</s>"}, {"unk_token", "<unk>"}, {"pad_token", NULL}};
+    int bad = !(t->named = json_object());
+    for (size_t i = 0; !bad && i < sizeof named / sizeof named[0]; i++) {
+        json_t *given = json_object_get(settings, named[i][0]);
+        if (json_is_string(given))
+            bad = json_object_set(t->named, named[i][0], given);
+        else if (!given && named[i][1] && named_id(t, settings, named[i][0], named[i][1]) >= 0)
+            bad = json_object_set_new(t->named, named[i][0], json_string(named[i][1]));
+    }
+    return bad ? why_set(why, E_NOMEM, "no memory for the tokenizer") : E_OK;
+}
+
+/* A template that cannot be used takes the chats of this model alone. */
+static err_t read_template(struct tokenizer *t, const json_t *settings, struct why *why) {
+    const json_t *given = json_object_get(settings, "chat_template");
+    struct why bad = {""};
+    if (!json_is_string(given))
+        return E_OK;
+    t->template = strdup(json_string_value(given));
+    err_t e = t->template ? jinja_compile(&t->jinja, t->template, json_string_length(given), &bad)
+                          : E_NOMEM;
+    if (e && e != E_NOMEM && !(t->chat_error = strdup(bad.text)))
+        e = E_NOMEM;
+    t->facts.chat_template = t->template;
+    t->facts.chat_error = t->chat_error;
+    return e == E_NOMEM ? why_set(why, e, "no memory for the tokenizer") : E_OK;
+}
+
 /* Fills in all but vocab and owned. vocab_size: ids outside 0 .. vocab_size-1 are refused. */
 static err_t apply_settings(struct tokenizer *t, const json_t *settings, int32_t vocab_size,
                             struct why *why) {
@@ -186,13 +217,12 @@ static err_t apply_settings(struct tokenizer *t, const json_t *settings, int32_t
         return e;
     t->facts.add_bos = t->before.n > 0;
     t->facts.add_eos = t->after.n > 0;
-    const char *template = json_string_value(json_object_get(settings, "chat_template"));
-    t->template = template ? strdup(template) : NULL;
-    t->facts.chat_template = t->template;
-    t->settings = json_dumps(settings, JSON_COMPACT);
-    return t->settings && (t->template || !template)
-               ? E_OK
-               : why_set(why, E_NOMEM, "no memory for the tokenizer");
+    e = read_named(t, settings, why);
+    if (!e)
+        e = read_template(t, settings, why);
+    if (!e && !(t->settings = json_dumps(settings, JSON_COMPACT)))
+        e = why_set(why, E_NOMEM, "no memory for the tokenizer");
+    return e;
 }
 
 /* The vocabulary of a folder's tokenizer.model. */
@@ -290,6 +320,9 @@ void tokenizer_close(struct tokenizer *t) {
     added_free(&t->added);
     added_free(&t->guards);
     free(t->closed);
+    free(t->chat_error);
+    jinja_free(t->jinja);
+    json_decref(t->named);
     free(t->settings);
     free(t->template);
     vocab_close(t->owned);

@@ -38,6 +38,7 @@ struct tokenizer_facts {
     int32_t bos_id, eos_id, unk_id; /* -1: none */
     bool add_bos, add_eos;          /* ids are put before, after a text */
     const char *chat_template;      /* NULL: none; borrowed */
+    const char *chat_error; /* why it cannot be used; NULL: it can, or there is none; borrowed */
 };
 const struct tokenizer_facts *tokenizer_facts(const struct tokenizer *t);
 

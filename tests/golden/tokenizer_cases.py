@@ -203,13 +203,12 @@ def long_texts(rng, specials):
 def compare(n, folders):
     bad = 0
     jobs = []
-    for name, t, specials in train():
-        jobs.append((os.path.join(TABLE, name), t, specials))
-    for folder in folders:
+    for folder in [os.path.join(TABLE, name) for name in sorted(families())] + folders:
         path = os.path.join(folder, "tokenizer.json")
         if os.path.exists(path):
             t = Tokenizer.from_file(path)
-            jobs.append((folder, t, [a.content for a in t.get_added_tokens_decoder().values()][:40]))
+            added = t.get_added_tokens_decoder().values()
+            jobs.append((folder, t, [a.content for a in added][:40] + ["zqxz"]))
         else:
             bad |= compare_sentencepiece(n, folder)
     for folder, t, specials in jobs:
