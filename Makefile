@@ -108,10 +108,10 @@ $(O)/bench-engine: $(call obj,$(LIB) $(call src,tests/bench/gpu) compress/tenant
 	$(Q)$(CXX) $(LDFLAGS) -o $@ $(filter %.o,$^) $(LDLIBS)
 $(CUDA_LIB): $(CUDA_OBJ) kernels/cuda/exports.map
 	@$(if $(V),:,echo '  link $@')
-	$(Q)$(NVCC) -shared $(CUDA_ARCH) -cudart static -o $@ $(filter %.o,$^) -lcublasLt -Xlinker -z,defs,--version-script=kernels/cuda/exports.map
+	$(Q)$(NVCC) -shared $(CUDA_ARCH) -cudart static -o $@ $(filter %.o,$^) -Xlinker -z,defs,--version-script=kernels/cuda/exports.map
 $(O)/cuda/%: $(O)/tests/cuda/%.cu.o $(CUDA_OBJ)
 	@mkdir -p $(@D)$(if $(V),, && echo '  link $@')
-	$(Q)$(NVCC) $(NVCCFLAGS) -cudart static -o $@ $^ -lcublas -lcublasLt
+	$(Q)$(NVCC) $(NVCCFLAGS) -cudart static -o $@ $^ -lcublas
 
 # One file per instruction set; which one runs is chosen at run time.
 $(O)/kernels/cpu/%_avx2.c.o: CFLAGS += -O3 -mavx2 -mfma -mf16c

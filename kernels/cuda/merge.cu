@@ -1,5 +1,5 @@
 /* fp16(W + sum over planes diag(row) S diag(col) + B A), or the dense matrix of a part, from the
- * packed base and a tenant's file as it stands on the device.
+ * packed base and a tenant's file as it stands on the device, in the packed order again.
  *
  * Bytes: 2 N K of W and N K / 8 for each plane in, 2 N K out; sums in FP32, rounded once. A warp
  * takes 16 outputs x 128 columns at a time. In the packed order (linear_pack) lane (g, t) finds 8
@@ -133,23 +133,20 @@ __device__ __forceinline__ void add_pair(sums &s, const struct delta &d, int n_r
     }
 }
 
-__device__ __forceinline__ void store(const sums &s, __half *out, int ld, const piece &p) {
-    int lane = threadIdx.x % 32, g = lane / 4, t = lane % 4;
+__device__ __forceinline__ void store(const sums &s, uint4 *out) {
+    uint32_t v[WORDS][2][4];
 #pragma unroll
-    for (int j = 0; j < WORDS; j++) {
-        int k = p.k + 32 * j + 8 * t;
-        if (k >= ld)
-            break;
+    for (int j = 0; j < WORDS; j++)
 #pragma unroll
-        for (int r = 0; r < 2; r++) {
-            __half2 v[4];
-#pragma unroll
-            for (int i = 0; i < 4; i++)
-                v[i] = __floats2half2_rn(s[j][r][2 * i], s[j][r][2 * i + 1]);
-            uint4 u;
-            memcpy(&u, v, 16);
-            *(uint4 *)(out + (size_t)(g + 8 * r) * ld + k) = u;
+        for (int i = 0; i < 8; i++) {
+            __half2 two = __floats2half2_rn(s[j][i / 4][i % 4 * 2], s[j][i / 4][i % 4 * 2 + 1]);
+            memcpy(&v[j][i / 4][i % 4], &two, 4);
         }
+#pragma unroll
+    for (int j = 0; j < 2 * WORDS; j++) {
+        const uint32_t(&w)[2][4] = v[j / 2];
+        int i = j % 2 * 2;
+        out[32 * j + threadIdx.x % 32] = make_uint4(w[0][i], w[1][i], w[0][i + 1], w[1][i + 1]);
     }
 }
 
@@ -181,7 +178,7 @@ __global__ void __launch_bounds__(32 * MERGE_WARPS, 2)
             if (d.rank)
                 add_pair(s, d, n_rows, p);
         }
-        store(s, a.out + (size_t)(i / pieces) * TILE_ROWS * a.ld, a.ld, p);
+        store(s, a.out + (size_t)i * (2 * WORDS * 32));
     }
 }
 

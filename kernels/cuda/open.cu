@@ -104,17 +104,14 @@ static size_t carve_activations(struct cuda *c, char *base) {
     a->ld_qkv = lead(c->linear_shape[LINEAR_QKV].first_tile[3] * TILE_ROWS);
     a->ld_ctx = lead(m->n_heads * m->head_dim);
     a->ld_gate_up = lead(c->linear_shape[LINEAR_GATE_UP].first_tile[2] * TILE_ROWS);
-    a->ld_act = lead(m->ffn_dim);
     c->ld_logits = lead(m->max_vocab > m->vocab ? m->max_vocab : m->vocab);
     a->h = (float *)carve(base, &at, rows * (size_t)a->ld_h * sizeof(float));
     a->qkv = (float *)carve(base, &at, (size_t)a->ld_qkv * narrow);
     a->ctx = (float *)carve(base, &at, (size_t)a->ld_ctx * narrow);
     a->gate_up = (float *)carve(base, &at, (size_t)a->ld_gate_up * narrow);
-    a->x16 = (__half *)carve(base, &at, rows * (size_t)a->ld_h * 2);
     a->qkv16 = (__half *)carve(base, &at, rows * (size_t)a->ld_qkv * 2);
     a->ctx16 = (__half *)carve(base, &at, rows * (size_t)a->ld_ctx * 2);
     a->gate_up16 = (__half *)carve(base, &at, rows * (size_t)a->ld_gate_up * 2);
-    a->act16 = (__half *)carve(base, &at, rows * (size_t)a->ld_act * 2);
     c->logits = (float *)carve(base, &at, (size_t)c->ld_logits * narrow);
     c->sample_workspace = carve(base, &at, sample_workspace_bytes(SLICE_ROWS, c->ld_logits));
     c->sampled = (struct sampled *)carve(base, &at, SLICE_ROWS * sizeof *c->sampled);
@@ -358,7 +355,7 @@ static err_t open_parts(struct cuda *c, struct why *why) {
         return e;
     e = job_tables_open(&c->jobs, &c->shape);
     if (!e)
-        e = prefill_open(&c->prefill, &c->shape);
+        e = prefill_open(&c->prefill, &c->shape, c->max_rows);
     return e ? why_set(why, e, "no device memory for the scratch of a step: %s", err_sentence(e))
              : E_OK;
 }

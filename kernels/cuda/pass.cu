@@ -168,7 +168,7 @@ void cuda_norm(struct kernels *k, int32_t layer, enum norm which) {
         return;
     struct gpu_step s = tables_step(&c->wide);
     cuda_note(c,
-              prefill_norm(&s, &c->a, 2 * layer + (which == NORM_FFN), c->shape.dim, 0,
+              prefill_norm(c->prefill, &s, &c->a, 2 * layer + (which == NORM_FFN), c->shape.dim, 0,
                            c->pass.counts.n_wide, c->stream),
               "norm");
 }
@@ -181,8 +181,6 @@ static struct prefill_linear wide_linear(const struct cuda *c, int32_t layer, en
     l.first_part = layer * N_PARTS + linear_first_part(which);
     l.groups = c->pass.merge;
     l.n_groups = c->pass.counts.n_wide_groups;
-    l.x = which == LINEAR_O ? a->ctx16 : which == LINEAR_DOWN ? a->act16 : a->x16;
-    l.ld_x = which == LINEAR_O ? a->ld_ctx : which == LINEAR_DOWN ? a->ld_act : a->ld_h;
     l.y = which == LINEAR_QKV ? a->qkv16 : which == LINEAR_GATE_UP ? a->gate_up16 : NULL;
     l.residual = l.y ? NULL : a->h;
     l.ld_y = which == LINEAR_QKV ? a->ld_qkv : which == LINEAR_GATE_UP ? a->ld_gate_up : a->ld_h;
@@ -194,12 +192,12 @@ void cuda_linear(struct kernels *k, int32_t layer, enum linear which) {
     if (idle(c))
         return;
     struct prefill_linear l = wide_linear(c, layer, which);
+    if (which == LINEAR_O)
+        cuda_note(c,
+                  prefill_take(c->prefill, c->a.ctx16, c->a.ld_ctx, l.shape.n_k,
+                               c->pass.counts.n_wide, c->stream),
+                  "wide input");
     cuda_note(c, prefill_linear_launch(c->prefill, &l, c->stream), "wide linear");
-    int32_t next = layer * N_LINEARS + which + 1;
-    if (next < base_embed(&c->shape)) {
-        l = wide_linear(c, next / N_LINEARS, (enum linear)(next % N_LINEARS));
-        cuda_note(c, prefill_linear_next(c->prefill, &l), "merge ahead");
-    }
 }
 
 void cuda_rope_append(struct kernels *k, int32_t layer) {
@@ -222,8 +220,10 @@ void cuda_attention(struct kernels *k, int32_t layer) {
 void cuda_swiglu(struct kernels *k) {
     struct cuda *c = cuda_of(k);
     if (!idle(c))
-        cuda_note(c, prefill_swiglu(&c->a, c->shape.ffn_dim, c->pass.counts.n_wide, c->stream),
-                  "wide swiglu");
+        cuda_note(
+            c,
+            prefill_swiglu(c->prefill, &c->a, c->shape.ffn_dim, c->pass.counts.n_wide, c->stream),
+            "wide swiglu");
 }
 
 /* Logits of wide rows are computed like narrow ones, a slice at a time. */

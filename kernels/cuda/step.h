@@ -75,10 +75,10 @@ struct gpu_step {
 
 /* Activations; rows as in gpu_step.row. Leading dimensions are in elements, multiples of 8. */
 struct gpu_activations {
-    float *h;                   /* [rows][ld_h] residual stream, both classes */
-    float *qkv, *ctx, *gate_up; /* narrow [rows][ld_...] */
-    __half *x16, *qkv16, *ctx16, *gate_up16, *act16; /* wide, indexed from the first wide row */
-    int32_t ld_h, ld_qkv, ld_ctx, ld_gate_up, ld_act;
+    float *h;                          /* [rows][ld_h] residual stream, both classes */
+    float *qkv, *ctx, *gate_up;        /* narrow [rows][ld_...] */
+    __half *qkv16, *ctx16, *gate_up16; /* wide, indexed from the first wide row */
+    int32_t ld_h, ld_qkv, ld_ctx, ld_gate_up;
 };
 
 #endif

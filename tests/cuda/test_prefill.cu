@@ -1,14 +1,15 @@
 /* Wide rows on the card. Each case checks, in this order:
- *   merged weights are the nearest fp16 numbers to W + delta in double precision;
+ *   weights merged in memory are the nearest fp16 numbers to W + delta in double precision;
  *   the wide linear is near the double reference, as fp16 and added to a residual, for every group;
  *   padding between parts is zeros, nothing outside the outputs is written, every output is;
- *   a group's rows have the same bits alone, at another place, and with the merge started early.
+ *   a group's rows have the same bits alone, and without the rows before them.
  * Then norm and SiLU * up against double precision. Without a device it prints why and succeeds.
  * `test_prefill quick` runs the small cases only (for the sanitizers). */
 #include <algorithm>
 
 #include "kernels/cuda/merge.cuh"
 #include "kernels/cuda/prefill.h"
+#include "kernels/cuda/wide.cuh"
 #include "tests/cuda/setup.cuh"
 
 struct tenant_case {
@@ -144,12 +145,13 @@ __host__ __device__ static bool output_at(const linear_shape &s, int i, int *par
 
 /* Largest error in units of half a place of fp16, over all merged weights. */
 __global__ static void check_merge_kernel(linear_shape s, const __half *w, const delta *t,
-                                          const __half *got, int ld, int n_out, float *worst) {
+                                          const __half *got, int n_out, float *worst) {
     int k = blockIdx.x * blockDim.x + threadIdx.x, i = blockIdx.y, part, n;
     if (k >= s.n_k || i >= n_out)
         return;
     double want = output_at(s, i, &part, &n) ? merged_weight(s, w, t + FIRST_PART, part, n, k) : 0;
-    double v = __half2float(got[(size_t)i * ld + k]), half_place = fmax(fabs(want) / 2048, 3e-8);
+    double v = __half2float(got[packed_at(i / 16, i % 16, k, (s.n_k + 255) / 256)]),
+           half_place = fmax(fabs(want) / 2048, 3e-8);
     /* FP32 sums before the rounding: of the pair's products, too */
     double sums = t[FIRST_PART].rank ? 2e-7 : 2e-8;
     float error = (float)(fmax(fabs(v - want) - sums, 0.0) / half_place);
@@ -180,31 +182,27 @@ static prefill_linear linear_of(const fixture &f, const std::vector<prefill_grou
     l.first_part = FIRST_PART;
     l.groups = groups.data();
     l.n_groups = (int)groups.size();
-    l.x = f.x, l.ld_x = f.ld_x, l.ld_y = f.ld_y;
+    l.ld_y = f.ld_y;
     return l;
 }
 
 static void check_merge(fixture &f) {
-    int tiles = f.shape.first_tile[f.c->n_parts], ld = (f.c->n_k + 7) / 8 * 8, early = tiles / 3;
-    __half *out = device_alloc<__half>((size_t)tiles * 16 * ld);
+    int tiles = f.shape.first_tile[f.c->n_parts], early = tiles / 3;
+    size_t bytes = linear_packed_bytes(&f.shape);
+    __half *out = device_alloc<__half>(bytes / 2);
     float *worst = device_alloc<float>(1);
     for (size_t t = 0; t < f.groups.size(); t++) {
-        CUDA(cudaMemset(out, 0xff, (size_t)tiles * 16 * ld * 2));
+        CUDA(cudaMemset(out, 0xff, bytes));
         CUDA(cudaMemset(worst, 0, 4));
-        merge_args a = {f.shape, (const uint4 *)f.packed, {}, 0, 0, out, ld};
+        merge_args a = {f.shape, (const uint4 *)f.packed, {}, 0, 0, NULL};
         std::copy_n(f.deltas[t].begin() + FIRST_PART, f.c->n_parts, a.delta);
-        for (int first : {0, early}) { /* in two launches */
-            a.first_tile = first, a.n_tiles = first ? tiles - first : early;
-            a.out = out + (size_t)first * 16 * ld;
-            if (a.n_tiles > 0 && (first || early))
-                OK(merge_launch(&a, 2 * multiprocessors(), 0));
-        }
-        if (!early) {
-            a.first_tile = 0, a.n_tiles = tiles, a.out = out;
+        for (int first = 0; first < tiles; first += a.n_tiles) { /* in two launches */
+            a.first_tile = first, a.n_tiles = first || !early ? tiles - first : early;
+            a.out = (uint4 *)out + first * (bytes / 16 / tiles);
             OK(merge_launch(&a, 2 * multiprocessors(), 0));
         }
         dim3 grid((unsigned)(f.c->n_k + 127) / 128, (unsigned)f.n_out);
-        check_merge_kernel<<<grid, 128>>>(f.shape, f.w, f.d_deltas[t], out, ld, f.n_out, worst);
+        check_merge_kernel<<<grid, 128>>>(f.shape, f.w, f.d_deltas[t], out, f.n_out, worst);
         float error = host_copy(worst, 1)[0];
         if (!(error <= 1))
             fail(f.c->name, "merged weight, in half places of fp16", error, 1);
@@ -215,13 +213,12 @@ static void check_merge(fixture &f) {
 
 /* y of all groups into poisoned memory, guards checked. */
 static std::vector<uint16_t> run_half(fixture &f, prefill *p,
-                                      const std::vector<prefill_group> &groups, bool early) {
+                                      const std::vector<prefill_group> &groups) {
     std::vector<uint16_t> y((size_t)(f.n_wide + 1) * f.ld_y, 0xffff);
     uint16_t *d = device_copy(y);
     prefill_linear l = linear_of(f, groups);
     l.y = (__half *)d;
-    if (early)
-        OK(prefill_linear_next(p, &l));
+    OK(prefill_take(p, f.x, f.ld_x, f.c->n_k, f.n_wide, 0));
     OK(prefill_linear_launch(p, &l, 0));
     CUDA(cudaStreamSynchronize(0));
     y = host_copy(d, y.size());
@@ -230,7 +227,7 @@ static std::vector<uint16_t> run_half(fixture &f, prefill *p,
     for (const prefill_group &g : groups)
         std::fill_n(row_used.begin() + g.first, g.n, true);
     for (size_t i = 0; i < y.size(); i++) {
-        bool output = row_used[i / f.ld_y] && i % f.ld_y < (size_t)f.n_out;
+        bool output = row_used[i / f.ld_y] && i % f.ld_y < (size_t)(f.n_out + 7) / 8 * 8;
         if (output == (y[i] == 0xffff)) {
             fail(f.c->name, output ? "output not written" : "written outside", (double)i, 0);
             break;
@@ -262,6 +259,7 @@ static void check_values(fixture &f, prefill *p, const std::vector<uint16_t> &y)
     float *d = device_copy(r);
     prefill_linear l = linear_of(f, f.groups);
     l.residual = d;
+    OK(prefill_take(p, f.x, f.ld_x, f.c->n_k, f.n_wide, 0));
     OK(prefill_linear_launch(p, &l, 0));
     CUDA(cudaStreamSynchronize(0));
     r = host_copy(d, r.size());
@@ -301,17 +299,20 @@ static void run_case(const wide_case &c) {
     int widest = std::max(c.n_k, f.n_out);
     model_shape shape = {1, widest, 1, 1, widest, widest, 1, 1, 0, 0};
     prefill *p;
-    OK(prefill_open(&p, &shape));
+    OK(prefill_open(&p, &shape, f.n_wide));
     check_merge(f);
-    std::vector<uint16_t> y = run_half(f, p, f.groups, false);
+    std::vector<uint16_t> y = run_half(f, p, f.groups);
     check_values(f, p, y);
-    if (run_half(f, p, f.groups, true) != y)
-        fail(c.name, "with the merge started early the bits differ", 1, 0);
+    if (run_half(f, p, f.groups) != y)
+        fail(c.name, "a second run's bits differ", 1, 0);
     for (const prefill_group &g : f.groups) {
-        std::vector<uint16_t> alone = run_half(f, p, {g}, false);
-        if (memcmp(&alone[(size_t)g.first * f.ld_y], &y[(size_t)g.first * f.ld_y],
-                   (size_t)g.n * f.ld_y * 2))
-            fail(c.name, "a group alone has other bits", g.first, g.n);
+        for (int without : {0, 5}) {
+            std::vector<uint16_t> alone =
+                run_half(f, p, {{g.delta, g.first + without, g.n - without}});
+            size_t at = (size_t)(g.first + without) * f.ld_y;
+            if (memcmp(&alone[at], &y[at], (size_t)(g.n - without) * f.ld_y * 2))
+                fail(c.name, "some rows of a group alone have other bits", g.first, without);
+        }
     }
     prefill_close(p);
     for (void *o : f.owned)
@@ -319,6 +320,39 @@ static void run_case(const wide_case &c) {
 }
 
 /* ---- norm, SiLU * up ------------------------------------------------------------------------- */
+
+struct input {
+    prefill *p;
+    int rows, n_k;
+};
+static input make_input(int rows, int n_k) {
+    input in = {NULL, rows, n_k};
+    model_shape shape = {1, n_k, 1, 1, n_k, n_k, 1, 1, 0, 0};
+    int max_rows;
+    OK(prefill_open(&in.p, &shape, rows));
+    char *at = prefill_input(in.p, &max_rows);
+    CUDA(cudaMemset(at, 0xff, (size_t)max_rows * n_k * 2));
+    return in;
+}
+/* want(row, k) for all columns; zeros after them. */
+template <typename F> static void check_input(input &in, const char *name, F want) {
+    int max_rows, padded = tiles_of(in.n_k, 256) * 256;
+    const char *d = prefill_input(in.p, &max_rows);
+    std::vector<char> got = host_copy(d, (size_t)padded * max_rows * 2);
+    for (int r = 0; r < in.rows; r++)
+        for (int k = 0; k < padded; k++) {
+            int t = k % 32 / 8, q = k % 8 / 2;
+            __half h;
+            memcpy(&h, &got[wide_place(max_rows, r, k / 32, q) + (size_t)(t * 4 + k % 2 * 2)], 2);
+            double v = __half2float(h), w = k < in.n_k ? want(r, k) : 0;
+            if (k < in.n_k ? !(fabs(v - w) < 6e-4 * fabs(w) + 1e-5) : v != 0) {
+                fail(name, k < in.n_k ? "value" : "padding", v, w);
+                return;
+            }
+        }
+    printf("  %s of %d\n", name, in.n_k);
+    prefill_close(in.p);
+}
 
 static void check_norm(int dim, int n_narrow, int n_wide) {
     int rows = n_narrow + n_wide, ld = (dim + 7) / 8 * 8 + 8;
@@ -340,55 +374,33 @@ static void check_norm(int dim, int n_narrow, int n_wide) {
     s.row = device_copy(row);
     gpu_activations a = {};
     a.h = device_copy(h), a.ld_h = ld;
-    std::vector<uint16_t> x((size_t)(n_wide + 1) * ld, 0xffff);
-    a.x16 = (__half *)device_copy(x);
-    OK(prefill_norm(&s, &a, 2, dim, n_narrow, n_wide, 0));
-    std::vector<__half> got = host_copy(a.x16, x.size());
-    for (int r = 0; r <= n_wide; r++) {
+    input in = make_input(n_wide, dim);
+    OK(prefill_norm(in.p, &s, &a, 2, dim, n_narrow, n_wide, 0));
+    std::vector<double> scale;
+    for (int r = 0; r < n_wide; r++) {
         double sum = 0;
-        const float *in = &h[(size_t)(n_narrow + (r < n_wide ? r : 0)) * ld];
-        int t = (n_narrow + r) % 2;
         for (int i = 0; i < dim; i++)
-            sum += (double)in[i] * in[i];
-        for (int i = 0; i < ld; i++) {
-            double want = in[i < dim ? i : 0] / sqrt(sum / dim + tenants[t].norm_eps);
-            want *= w[t][2 * dim + (i < dim ? i : 0)];
-            double v = __half2float(got[(size_t)r * ld + i]);
-            bool written = r < n_wide && i < dim;
-            if (written ? !(fabs(v - want) < 5e-4 * fabs(want) + 1e-6) : v == v) {
-                fail("norm", written ? "value" : "written outside", v, want);
-                return;
-            }
-        }
+            sum += pow(h[(size_t)(n_narrow + r) * ld + i], 2);
+        scale.push_back(1 / sqrt(sum / dim + tenants[(n_narrow + r) % 2].norm_eps));
     }
-    printf("  norm of %d\n", dim);
+    check_input(in, "norm", [&](int r, int k) {
+        return h[(size_t)(n_narrow + r) * ld + k] * scale[r] * w[(n_narrow + r) % 2][2 * dim + k];
+    });
 }
 
 static void check_swiglu(int ffn, int rows) {
-    int up = tiles_of(ffn, 16) * 16, ld = up + (ffn + 7) / 8 * 8 + 8,
-        ld_act = (ffn + 7) / 8 * 8 + 8;
-    __half *in = device_alloc<__half>((size_t)rows * ld);
-    fill_half_kernel<<<64, 256>>>(in, (size_t)rows * ld, 8, 3);
-    std::vector<uint16_t> act((size_t)(rows + 1) * ld_act, 0xffff);
+    int up = tiles_of(ffn, 16) * 16, ld = up + (ffn + 7) / 8 * 8 + 8;
+    __half *gate_up = device_alloc<__half>((size_t)rows * ld);
+    fill_half_kernel<<<64, 256>>>(gate_up, (size_t)rows * ld, 8, 3);
     gpu_activations a = {};
-    a.gate_up16 = in, a.act16 = (__half *)device_copy(act), a.ld_gate_up = ld, a.ld_act = ld_act;
-    OK(prefill_swiglu(&a, ffn, rows, 0));
-    std::vector<__half> got = host_copy(a.act16, act.size()), x = host_copy(in, (size_t)rows * ld);
-    for (size_t i = 0; i < got.size(); i++) {
-        size_t r = i / ld_act, c = i % ld_act;
-        double v = __half2float(got[i]), want = NAN;
-        if ((int)r < rows && (int)c < ffn) {
-            double g = __half2float(x[r * ld + c]);
-            want = g / (1 + exp(-g)) * __half2float(x[r * ld + up + c]);
-        } else if ((int)r < rows && (int)c < (ffn + 7) / 8 * 8) {
-            continue;
-        }
-        if (want == want ? !(fabs(v - want) < 6e-4 * fabs(want) + 1e-5) : v == v) {
-            fail("swiglu", want == want ? "value" : "written outside", v, want);
-            return;
-        }
-    }
-    printf("  silu * up of %d\n", ffn);
+    a.gate_up16 = gate_up, a.ld_gate_up = ld;
+    input in = make_input(rows, ffn);
+    OK(prefill_swiglu(in.p, &a, ffn, rows, 0));
+    std::vector<__half> x = host_copy(gate_up, (size_t)rows * ld);
+    check_input(in, "silu * up", [&](int r, int k) {
+        double g = __half2float(x[(size_t)r * ld + k]);
+        return g / (1 + exp(-g)) * __half2float(x[(size_t)r * ld + up + k]);
+    });
 }
 
 int main(int argc, char **argv) {

@@ -1,0 +1,388 @@
+/* y = (W + diag(row) S) x for many rows of each tenant: a matrix product whose left operand is made
+ * on the way to the tensor core.
+ *
+ * FLOPs: 2 N K for a row. Bound: the tensor cores, from about 300 rows on; the memory below (2 N K
+ * bytes of W, once for all tenants). A block of 2 x 4 + 1 warps makes 128 outputs x 256 rows (128
+ * rows in the narrower kernel):
+ *
+ * - W and signs: each of the 8 consumer warps owns 16 outputs. A lane finds in its own 16-byte
+ *   pieces of the packed base just the A operand of its warpgroup's instruction, in the k order of
+ *   linear_pack. The signs' words give +-row as fp16, added in registers, two weights an
+ *   instruction: rounded once, to the nearest fp16 of W + fp16(row).
+ * - x comes in that k order, swizzled (wide_place). Two blocks of a cluster work on the same rows:
+ *   each copies half, to both.
+ * - y goes through shared memory: fp16 by bulk stores, residuals by bulk additions; every element
+ *   is added to by one block, once.
+ *
+ * Weights of the next stage are merged while the tensor core works on this one. An output is one
+ * chain over ascending k: its bits do not depend on other rows, tenants or the grid. */
+#include "kernels/cuda/wgmma.cuh"
+#include "kernels/cuda/wide.cuh"
+
+namespace {
+
+enum {
+    CONSUMERS = 8,                  /* warps */
+    THREADS = 32 * (CONSUMERS + 4), /* registers are handed over by warpgroups of 4 */
+    CLUSTER = 2,
+    W_TILE = TILE_ROWS * WIDE_COLS * 2, /* bytes of 16 outputs in a stage */
+    W_BYTES = CONSUMERS * W_TILE,
+    SIGN_BYTES = CONSUMERS * TILE_BYTES, /* of 256 columns */
+    HALF_STRIDE = WIDE_OUTS * 2 + 16,    /* bytes of a row of y in shared memory: no bank twice */
+    FLOAT_STRIDE = WIDE_OUTS * 4 + 16,
+};
+
+template <int ROWS> struct plan {
+    static constexpr int x_bytes = ROWS * WIDE_COLS * 2;
+    static constexpr int stage = x_bytes + W_BYTES;
+    static constexpr int stages = ROWS == 256 ? 3 : 5;
+    static constexpr size_t out = ROWS * HALF_STRIDE; /* or half the rows as FP32 */
+    static constexpr size_t shared_bytes =
+        stages * stage + 2 * SIGN_BYTES + out + 2 * stages * sizeof(uint64_t);
+    static_assert(shared_bytes <= 227 * 1024, "more than a block can have");
+    static_assert(ROWS / 2 * FLOAT_STRIDE <= out, "half the rows");
+};
+
+template <int ROWS> struct shared_parts {
+    char *ring, *signs, *out; /* a stage: x, then W */
+    uint64_t *full, *empty;
+    __device__ explicit shared_parts(char *p) {
+        ring = p;
+        signs = ring + plan<ROWS>::stages * plan<ROWS>::stage;
+        out = signs + 2 * SIGN_BYTES;
+        full = (uint64_t *)(out + plan<ROWS>::out);
+        empty = full + plan<ROWS>::stages;
+    }
+};
+
+/* ---- tiles ----------------------------------------------------------------------------------- */
+
+/* What a cluster works on: 2 x 128 outputs and ROWS rows of a group. */
+struct tile {
+    int group;
+    int first_row; /* of the tile; a multiple of 8, perhaps before the group's */
+    int outs;      /* first 16-output tile of this block, counted from a.first_tile */
+};
+template <int ROWS>
+__device__ __forceinline__ tile tile_of(const wide_args &a, int index, uint32_t rank) {
+    int rows = index % a.row_tiles, pair = index / a.row_tiles, g = 0;
+    while (g + 1 < a.n_groups && a.group[g + 1].first_tile <= rows)
+        g++;
+    tile t;
+    t.group = g;
+    t.first_row = a.group[g].first / 8 * 8 + (rows - a.group[g].first_tile) * ROWS;
+    t.outs = (pair * CLUSTER + (int)rank) * (WIDE_OUTS / TILE_ROWS);
+    return t;
+}
+__device__ __forceinline__ int n_tiles(const wide_args &a) {
+    constexpr int outs = CLUSTER * WIDE_OUTS / TILE_ROWS;
+    return (a.n_tiles + outs - 1) / outs * a.row_tiles;
+}
+__device__ __forceinline__ int n_blocks(const wide_args &a) {
+    return (a.shape.n_k + TILE_COLS - 1) / TILE_COLS;
+}
+
+/* ---- W --------------------------------------------------------------------------------------- */
+
+/* The part of 16-output tile `at` of the run, its rows and its place in the part; clamped. */
+struct place {
+    int tile, part, in_part; /* tile: of the whole matrix */
+};
+__device__ __forceinline__ place place_of(const wide_args &a, int at) {
+    place p;
+    p.tile = a.first_tile + min(at, a.n_tiles - 1);
+    p.part = (p.tile >= a.shape.first_tile[1]) + (p.tile >= a.shape.first_tile[2]);
+    p.in_part = p.tile - a.shape.first_tile[p.part];
+    return p;
+}
+
+struct scales {
+    uint32_t minus[2]; /* -row of outputs g, g + 8, twice as fp16 */
+};
+
+/* a = W + signs of stage Q of four of a block of 256 columns: A operands of four instructions.
+ * signs: this lane's words of the tile. */
+template <int Q>
+__device__ __forceinline__ void merge(uint32_t (&a)[16], const char *w, const uint4 &signs,
+                                      const scales &c) {
+    int lane = threadIdx.x % 32, t = lane % 4;
+#pragma unroll
+    for (int half = 0; half < 2; half++) { /* 32 columns: two instructions */
+        const int word = 2 * Q + half;     /* of 8 in a row of the tile; held by lane word % 4 */
+        uint32_t u[2];                     /* bits 8t .. 8t + 7, the odd ones 15 further on, too */
+        u[0] = __shfl_sync(~0u, word < 4 ? signs.x : signs.z, lane / 4 * 4 + word % 4);
+        u[1] = __shfl_sync(~0u, word < 4 ? signs.y : signs.w, lane / 4 * 4 + word % 4);
+        u[0] = __byte_perm(u[0], 0, 0x4440 + t) * 0x8001;
+        u[1] = __byte_perm(u[1], 0, 0x4440 + t) * 0x8001;
+#pragma unroll
+        for (int step = 0; step < 2; step++) {
+            uint4 v = *(const uint4 *)(w + (half * 2 + step) * 512 + lane * 16);
+            const uint32_t from[4] = {v.x, v.y, v.z, v.w};
+#pragma unroll
+            for (int i = 0; i < 4; i++) {
+                int bit = 4 * step + 2 * (i / 2); /* and the next */
+                uint32_t d = (u[i % 2] << (15 - bit) & 0x80008000) ^ c.minus[i % 2];
+                __half2 sum = __hadd2(*(const __half2 *)&from[i], *(const __half2 *)&d);
+                a[(half * 2 + step) * 4 + i] = *(const uint32_t *)&sum;
+            }
+        }
+    }
+}
+
+__device__ __forceinline__ scales scales_of(const wide_args &a, const tile &t) {
+    int warp = threadIdx.x / 32, g = threadIdx.x % 32 / 4;
+    place p = place_of(a, t.outs + warp);
+    const float *row = a.group[t.group].row[p.part];
+    scales c;
+#pragma unroll
+    for (int i = 0; i < 2; i++) {
+        int n = p.in_part * TILE_ROWS + g + 8 * i;
+        float v = row && n < a.shape.part_rows[p.part] ? -__ldg(row + n) : 0;
+        __half2 two = __float2half2_rn(v);
+        c.minus[i] = *(const uint32_t *)&two;
+    }
+    return c;
+}
+
+/* ---- y --------------------------------------------------------------------------------------- */
+
+__device__ __forceinline__ void consumers_sync() {
+    named_sync<1, 32 * CONSUMERS>();
+}
+
+/* Bytes of a row of y that this block writes; outputs in pieces of 16 bytes. */
+__device__ __forceinline__ int out_bytes(const wide_args &a, const tile &t, int element) {
+    int last = a.shape.n_parts - 1;
+    int n = a.shape.first_tile[last] * TILE_ROWS + a.shape.part_rows[last];
+    int first = (a.first_tile + t.outs) * TILE_ROWS;
+    int end = min(first + WIDE_OUTS, (a.first_tile + a.n_tiles) * TILE_ROWS);
+    return (min(end, n) - first + 16 / element - 1) / (16 / element) * 16;
+}
+
+template <int ROWS>
+__device__ __forceinline__ void store_half(const wide_args &a, const tile &t,
+                                           const float (&acc)[ROWS / 2], const char *out) {
+    int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
+    uint32_t to = shared_address(out) + (lane / 16 * 8 + lane % 8) * HALF_STRIDE +
+                  (warp * TILE_ROWS + lane / 8 % 2 * 8) * 2;
+    bulk_store_wait_read();
+    consumers_sync();
+#pragma unroll
+    for (int j = 0; j < ROWS / 8; j += 2) {
+        uint32_t r[4];
+#pragma unroll
+        for (int i = 0; i < 4; i++) {
+            __half2 v = __floats2half2_rn(acc[4 * j + 2 * i], acc[4 * j + 2 * i + 1]);
+            r[i] = *(const uint32_t *)&v;
+        }
+        store_transposed(to + j * 8 * HALF_STRIDE, r[0], r[1], r[2], r[3]);
+    }
+    bulk_fence();
+    consumers_sync();
+    int row = t.first_row + (int)threadIdx.x, bytes = out_bytes(a, t, 2);
+    const wide_group &g = a.group[t.group];
+    if (threadIdx.x < ROWS && row >= g.first && row < g.first + g.n && bytes > 0)
+        bulk_store(a.y + (size_t)row * a.ld_y + (a.first_tile + t.outs) * TILE_ROWS,
+                   shared_address(out) + threadIdx.x * HALF_STRIDE, (uint32_t)bytes);
+    bulk_store_commit();
+}
+
+template <int ROWS>
+__device__ __forceinline__ void add_float(const wide_args &a, const tile &t,
+                                          const float (&acc)[ROWS / 2], const char *out) {
+    int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
+    int bytes = out_bytes(a, t, 4);
+    const wide_group &g = a.group[t.group];
+#pragma unroll
+    for (int half = 0; half < 2; half++) {
+        bulk_store_wait_read();
+        consumers_sync();
+        char *to = (char *)out + lane % 4 * 2 * FLOAT_STRIDE + (warp * TILE_ROWS + lane / 4) * 4;
+#pragma unroll
+        for (int j = 0; j < ROWS / 16; j++)
+#pragma unroll
+            for (int i = 0; i < 4; i++) /* rows 2t, 2t + 1 of output g; of output g + 8 */
+                *(float *)(to + (j * 8 + i % 2) * FLOAT_STRIDE + i / 2 * 32) =
+                    acc[half * (ROWS / 4) + 4 * j + i];
+        bulk_fence();
+        consumers_sync();
+        int row = t.first_row + half * (ROWS / 2) + (int)threadIdx.x;
+        if (threadIdx.x < ROWS / 2 && row >= g.first && row < g.first + g.n && bytes > 0)
+            bulk_add(a.residual + (size_t)row * a.ld_y + (a.first_tile + t.outs) * TILE_ROWS,
+                     shared_address(out) + threadIdx.x * FLOAT_STRIDE, (uint32_t)bytes);
+        bulk_store_commit();
+    }
+}
+
+/* ---- the warps ------------------------------------------------------------------------------- */
+
+/* A place in the ring. */
+struct cursor {
+    int slot;
+    uint32_t parity;
+    __device__ __forceinline__ void advance(int n) {
+        slot++;
+        if (slot == n)
+            slot = 0, parity ^= 1;
+    }
+};
+
+__device__ __forceinline__ void release(uint64_t *empty, int slot) {
+    if (threadIdx.x % 32 < CLUSTER)
+        barrier_arrive_at(empty + slot, threadIdx.x % 32);
+}
+
+/* Stage Q of a block of 256 columns; held: the slot that the last stage's instructions read, or -1;
+ * keep: the sums go on. */
+template <int ROWS, int Q>
+__device__ __forceinline__ void
+consume_stage(const shared_parts<ROWS> &s, cursor &at, int &held, uint4 &signs, int sign_slot,
+              const scales &c, float (&acc)[ROWS / 2], uint32_t (&m)[16], bool keep) {
+    using P = plan<ROWS>;
+    int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
+    const char *stage = s.ring + at.slot * P::stage;
+    barrier_wait(s.full + at.slot, at.parity);
+    if (Q == 0)
+        signs = *(const uint4 *)(s.signs + sign_slot * SIGN_BYTES + warp * TILE_BYTES + lane * 16);
+    merge<Q>(m, stage + P::x_bytes + warp * W_TILE, signs, c);
+    uint64_t x = wgmma_descriptor(stage);
+    wgmma_fence();
+#pragma unroll
+    for (int i = 0; i < 4; i++)
+        wgmma_f16(acc, m + 4 * i, x + 2 * i, keep || i > 0);
+    wgmma_commit();
+    wgmma_wait<1>();
+    if (held >= 0)
+        release(s.empty, held);
+    held = at.slot;
+    at.advance(P::stages);
+}
+
+template <int ROWS>
+__device__ __forceinline__ void consume(const wide_args &a, const shared_parts<ROWS> &s) {
+    uint32_t rank = cluster_rank();
+    int blocks = n_blocks(a), all = n_tiles(a), held = -1, sign_slot = 0;
+    cursor at = {0, 0};
+    for (int index = (int)blockIdx.x / CLUSTER; index < all; index += (int)gridDim.x / CLUSTER) {
+        tile t = tile_of<ROWS>(a, index, rank);
+        scales c = scales_of(a, t);
+        float acc[ROWS / 2];
+        uint32_t m[2][16];
+        uint4 signs;
+        for (int b = 0; b < blocks; b++, sign_slot ^= 1) {
+            consume_stage<ROWS, 0>(s, at, held, signs, sign_slot, c, acc, m[0], b > 0);
+            consume_stage<ROWS, 1>(s, at, held, signs, sign_slot, c, acc, m[1], true);
+            consume_stage<ROWS, 2>(s, at, held, signs, sign_slot, c, acc, m[0], true);
+            consume_stage<ROWS, 3>(s, at, held, signs, sign_slot, c, acc, m[1], true);
+        }
+        wgmma_wait<0>();
+        release(s.empty, held);
+        held = -1;
+        if (a.y)
+            store_half<ROWS>(a, t, acc, s.out);
+        else
+            add_float<ROWS>(a, t, acc, s.out);
+    }
+    bulk_store_wait();
+}
+
+/* One warp. Lane i < 8 copies W and signs of the i-th 16 outputs, lane 0 half of x to both blocks
+ * of the cluster. Signs of a block of columns come with its first stage; their slot was last read
+ * before the slot of that stage was. */
+template <int ROWS>
+__device__ __forceinline__ void copy(const wide_args &a, const shared_parts<ROWS> &s) {
+    using P = plan<ROWS>;
+    uint32_t rank = cluster_rank(), half = P::x_bytes / CLUSTER, lane = threadIdx.x % 32;
+    int stages = 4 * n_blocks(a), all = n_tiles(a), sign_slot = 0;
+    uint64_t policy = policy_evict_first();
+    cursor at = {0, 1};
+    for (int index = (int)blockIdx.x / CLUSTER; index < all; index += (int)gridDim.x / CLUSTER) {
+        tile t = tile_of<ROWS>(a, index, rank);
+        place p = place_of(a, t.outs + (int)min(lane, CONSUMERS - 1u));
+        const char *x = a.input + wide_place(a.max_rows, t.first_row, 0, 0) + rank * half;
+        const char *w = (const char *)a.base + (size_t)(p.tile - a.first_tile) * stages * W_TILE;
+        const char *signs = (const char *)a.group[t.group].bits[p.part];
+        if (signs)
+            signs += (size_t)p.in_part * (stages / 4) * TILE_BYTES;
+        uint32_t with_signs = __popc(__ballot_sync(~0u, signs && lane < CONSUMERS));
+        for (int i = 0; i < stages; i++) {
+            bool first = i % 4 == 0;
+            barrier_wait(s.empty + at.slot, at.parity);
+            char *to = s.ring + at.slot * P::stage;
+            if (lane == 0) {
+                barrier_arrive_expect(s.full + at.slot,
+                                      P::stage + (first ? with_signs * TILE_BYTES : 0));
+                bulk_copy_all(to + rank * half, x, half, s.full + at.slot, 3);
+            }
+            __syncwarp();
+            if (lane < CONSUMERS) {
+                bulk_copy(to + P::x_bytes + lane * W_TILE, w, W_TILE, s.full + at.slot, policy);
+                if (first && signs)
+                    bulk_copy(s.signs + sign_slot * SIGN_BYTES + lane * TILE_BYTES,
+                              signs + i / 4 * TILE_BYTES, TILE_BYTES, s.full + at.slot, policy);
+            }
+            sign_slot ^= i % 4 == 3;
+            x += (size_t)a.max_rows * WIDE_COLS * 2;
+            w += W_TILE;
+            at.advance(P::stages);
+        }
+    }
+}
+
+template <int ROWS>
+__global__ void __cluster_dims__(CLUSTER, 1, 1) __launch_bounds__(THREADS, 1)
+    wide_kernel(const __grid_constant__ wide_args a) {
+    extern __shared__ __align__(1024) char shared[];
+    shared_parts<ROWS> s(shared);
+    if (threadIdx.x == 0) {
+        for (int i = 0; i < plan<ROWS>::stages; i++) {
+            barrier_init(s.full + i, 1);
+            barrier_init(s.empty + i, CLUSTER * CONSUMERS);
+        }
+        barrier_init_fence();
+    }
+    cluster_sync();
+    if (threadIdx.x < 32 * CONSUMERS) {
+        registers_grow<232>();
+        consume<ROWS>(a, s);
+    } else {
+        registers_shrink<40>();
+        if (threadIdx.x < 32 * (CONSUMERS + 1))
+            copy<ROWS>(a, s);
+    }
+    __syncwarp();
+    cluster_sync(); /* no block leaves while the other may still write to it */
+}
+
+template <int ROWS> err_t launch(wide_args *a, int32_t multiprocessors, cudaStream_t stream) {
+    a->row_tiles = 0;
+    for (int g = 0; g < a->n_groups; g++) {
+        a->group[g].first_tile = a->row_tiles;
+        a->row_tiles += tiles_of(a->group[g].first % 8 + a->group[g].n, ROWS);
+    }
+    int32_t all = tiles_of(a->n_tiles, CLUSTER * WIDE_OUTS / TILE_ROWS) * a->row_tiles;
+    int32_t clusters = all < multiprocessors / CLUSTER ? all : multiprocessors / CLUSTER;
+    wide_kernel<ROWS>
+        <<<(unsigned)(clusters * CLUSTER), THREADS, plan<ROWS>::shared_bytes, stream>>>(*a);
+    return cudaGetLastError() == cudaSuccess ? 0 : E_DEVICE;
+}
+
+} // namespace
+
+err_t wide_setup(void) {
+    cudaError_t e =
+        cudaFuncSetAttribute(wide_kernel<256>, cudaFuncAttributeMaxDynamicSharedMemorySize,
+                             (int)plan<256>::shared_bytes);
+    if (e == cudaSuccess)
+        e = cudaFuncSetAttribute(wide_kernel<128>, cudaFuncAttributeMaxDynamicSharedMemorySize,
+                                 (int)plan<128>::shared_bytes);
+    return e == cudaSuccess ? 0 : E_DEVICE;
+}
+
+err_t wide_launch(struct wide_args *a, int32_t multiprocessors, cudaStream_t stream) {
+    bool narrow = true;
+    for (int g = 0; g < a->n_groups; g++)
+        narrow = narrow && a->group[g].first % 8 + a->group[g].n <= 128;
+    return narrow ? launch<128>(a, multiprocessors, stream)
+                  : launch<256>(a, multiprocessors, stream);
+}
