@@ -22,6 +22,7 @@
 enum {
     BUCKETS = 7,  /* 1, 2, 4 .. 64 rows */
     VARIANTS = 2, /* some tenant of the pass has dense parts, or none */
+    GRAPH_PARTS = 3,
 };
 
 /* What tenant_weights.bound points to. */
@@ -98,7 +99,7 @@ struct cuda {
     void *attention_workspace;    /* owned */
     size_t attention_bytes;
     struct tables narrow, wide;
-    cudaGraphExec_t graph[BUCKETS][VARIANTS];
+    cudaGraphExec_t graph[BUCKETS][VARIANTS][GRAPH_PARTS];
 
     /* One step. */
     const struct step *step;           /* between begin and end */

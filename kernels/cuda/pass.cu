@@ -62,36 +62,57 @@ static void head(struct cuda *c, const struct tables *t, int32_t slice, const ch
     cuda_note(c, sample_launch(&s, max_logits, c->stream), "sample");
 }
 
-static void narrow_forward(struct cuda *c, int32_t max_rows, bool dense) {
+static void narrow_start(struct cuda *c, int32_t max_rows) {
     const struct tables *t = &c->narrow;
     struct gpu_step s = tables_step(t);
-    const struct gpu_activations *a = &c->a;
     cuda_note(c, job_tables_launch(c->jobs, &s, 0, c->stream), "jobs");
     cuda_note(c,
               job_tables_head_launch(c->jobs, &s, (const int32_t *)(t->device + t->row_of_logit), 0,
                                      c->stream),
               "head's jobs");
-    cuda_note(c, embed_launch(&s, a, c->embed, c->shape.dim, c->shape.vocab, max_rows, c->stream),
+    cuda_note(c,
+              embed_launch(&s, &c->a, c->embed, c->shape.dim, c->shape.vocab, max_rows, c->stream),
               "embed");
-    for (int32_t layer = 0; layer < c->shape.n_layers; layer++) {
-        int32_t table = layer * N_LINEARS;
-        struct attention_args at = attention_of(c, t, layer);
-        product(c, table + LINEAR_QKV, a->qkv, a->ld_qkv, false, max_rows, dense);
-        cuda_note(c, rope_append_narrow(&at, max_rows, c->stream), "rope");
-        cuda_note(c, attention_narrow(&at, max_rows, c->stream), "attention");
-        product(c, table + LINEAR_O, a->h, a->ld_h, true, max_rows, dense);
-        product(c, table + LINEAR_GATE_UP, a->gate_up, a->ld_gate_up, false, max_rows, dense);
-        product(c, table + LINEAR_DOWN, a->h, a->ld_h, true, max_rows, dense);
-    }
-    head(c, t, 0, t->device + t->sample, max_rows, dense, c->sampled);
 }
 
-/* ---- graphs ---------------------------------------------------------------------------------- */
+static void narrow_layer(struct cuda *c, int32_t layer, int32_t max_rows, bool dense) {
+    const struct gpu_activations *a = &c->a;
+    int32_t table = layer * N_LINEARS;
+    struct attention_args at = attention_of(c, &c->narrow, layer);
+    product(c, table + LINEAR_QKV, a->qkv, a->ld_qkv, false, max_rows, dense);
+    cuda_note(c, rope_append_narrow(&at, max_rows, c->stream), "rope");
+    cuda_note(c, attention_narrow(&at, max_rows, c->stream), "attention");
+    product(c, table + LINEAR_O, a->h, a->ld_h, true, max_rows, dense);
+    product(c, table + LINEAR_GATE_UP, a->gate_up, a->ld_gate_up, false, max_rows, dense);
+    product(c, table + LINEAR_DOWN, a->h, a->ld_h, true, max_rows, dense);
+}
 
-static err_t capture(struct cuda *c, int32_t max_rows, bool dense, cudaGraphExec_t *out) {
+/* ---- graphs ----------------------------------------------------------------------------------
+ * Launching a graph costs the host about a microsecond a kernel, before the first of them starts.
+ * So a forward is three graphs: the first is short, and the device works on it while the host
+ * launches the second, and so on. */
+
+static int32_t first_layer(const struct cuda *c, int32_t part) {
+    static const int32_t layer[GRAPH_PARTS] = {0, 1, 5};
+    int32_t n = c->shape.n_layers;
+    return part == GRAPH_PARTS || layer[part] > n ? n : layer[part];
+}
+
+static void narrow_part(struct cuda *c, int32_t part, int32_t max_rows, bool dense) {
+    const struct tables *t = &c->narrow;
+    if (part == 0)
+        narrow_start(c, max_rows);
+    for (int32_t layer = first_layer(c, part); layer < first_layer(c, part + 1); layer++)
+        narrow_layer(c, layer, max_rows, dense);
+    if (part == GRAPH_PARTS - 1)
+        head(c, t, 0, t->device + t->sample, max_rows, dense, c->sampled);
+}
+
+static err_t capture(struct cuda *c, int32_t part, int32_t max_rows, bool dense,
+                     cudaGraphExec_t *out) {
     cudaGraph_t graph = NULL;
     CUDA_NOTE(c, cudaStreamBeginCapture(c->stream, cudaStreamCaptureModeThreadLocal));
-    narrow_forward(c, max_rows, dense);
+    narrow_part(c, part, max_rows, dense);
     CUDA_NOTE(c, cudaStreamEndCapture(c->stream, &graph));
     if (!c->error)
         CUDA_NOTE(c, cudaGraphInstantiate(out, graph, 0));
@@ -105,16 +126,16 @@ static err_t capture(struct cuda *c, int32_t max_rows, bool dense, cudaGraphExec
 err_t graphs_open(struct cuda *c) {
     err_t e = E_OK;
     for (int32_t b = 0; !e && b < BUCKETS; b++)
-        for (int32_t v = 0; !e && v < VARIANTS; v++)
-            e = capture(c, 1 << b, v > 0, &c->graph[b][v]);
+        for (int32_t v = 0; v < VARIANTS; v++)
+            for (int32_t p = 0; !e && p < GRAPH_PARTS; p++)
+                e = capture(c, p, 1 << b, v > 0, &c->graph[b][v][p]);
     return e;
 }
 
 void graphs_close(struct cuda *c) {
-    for (int32_t b = 0; b < BUCKETS; b++)
-        for (int32_t v = 0; v < VARIANTS; v++)
-            if (c->graph[b][v])
-                cudaGraphExecDestroy(c->graph[b][v]);
+    for (int32_t i = 0; i < BUCKETS * VARIANTS * GRAPH_PARTS; i++)
+        if ((&c->graph[0][0][0])[i])
+            cudaGraphExecDestroy((&c->graph[0][0][0])[i]);
 }
 
 /* Results go to memory of the host as they are made: 176 bytes a row. */
@@ -139,7 +160,8 @@ err_t narrow_pass(struct cuda *c) {
     err_t e = pass_send(c, &c->narrow);
     if (e)
         return e;
-    CUDA_NOTE(c, cudaGraphLaunch(c->graph[bucket][c->pass.dense], c->stream));
+    for (int32_t p = 0; p < GRAPH_PARTS; p++)
+        CUDA_NOTE(c, cudaGraphLaunch(c->graph[bucket][c->pass.dense][p], c->stream));
     deliver(c, c->sampled, n->n_logits);
     pass_clear(&c->pass);
     return c->error;

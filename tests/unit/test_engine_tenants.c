@@ -4,11 +4,13 @@
 
 #include <fcntl.h>
 #include <pthread.h>
+#include <sys/stat.h>
 #include <unistd.h>
 
 #include "engine/safetensors.h"
 #include "tests/check.h"
 #include "tests/drive.h"
+#include "tests/unit/make_model.h"
 #include "tests/unit/run_tool.h"
 
 enum {
@@ -381,6 +383,35 @@ TEST(engine_refuses_a_tenant_that_does_not_fit) {
     tenant_unref(math);
     CHECK_OK(try_load(e, shipped("kjv"), &t, &why), why); /* waits for memory on its way out */
     tenant_unref(t);
+    engine_close(e);
+}
+
+/* A file that was hashed is not hashed again; one that was written to is, though its size and its
+ * time of modification are what they were. */
+TEST(engine_hashes_a_file_again_after_it_was_written_to) {
+    struct engine_options o = drive_options("demo/base");
+    struct engine *e = drive_open(&o);
+    struct tenant *t = NULL;
+    struct why why = {""};
+    struct stat st;
+    char path[512], byte;
+    snprintf(path, sizeof path, "%s/t.bitdelta", test_tmp());
+    make_copy(shipped("math"), path);
+    usleep(2100000); /* what was written a moment ago is not remembered */
+    for (int i = 0; i < 2; i++) {
+        CHECK_OK(try_load(e, path, &t, &why), why);
+        tenant_unref(t);
+    }
+    int fd = open(path, O_RDWR);
+    CHECK_EQ(fstat(fd, &st), 0);
+    off_t at = st.st_size - 4096;
+    CHECK_EQ(pread(fd, &byte, 1, at), 1);
+    byte ^= 1;
+    CHECK_EQ(pwrite(fd, &byte, 1, at), 1);
+    CHECK_EQ(futimens(fd, (struct timespec[2]){st.st_atim, st.st_mtim}), 0);
+    close(fd);
+    CHECK_EQ(try_load(e, path, &t, &why), E_FORMAT);
+    CHECK_HAS(why.text, "damaged");
     engine_close(e);
 }
 
