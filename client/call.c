@@ -236,11 +236,12 @@ static err_t call(struct caller *c, const char *path, const char *body, struct r
         if ((r->status != 429 && r->status != 503) || i_try == MAX_TRIES)
             return refusal(r, why);
         char sentence[96];
-        snprintf(sentence, sizeof sentence, "the server is full; again in %ld s (try %d of %d)",
-                 r->retry_s, i_try + 1, (int)MAX_TRIES);
+        snprintf(sentence, sizeof sentence, "the server %s; again in %ld s (try %d of %d)",
+                 r->status == 429 ? "is full" : "cannot take it now", r->retry_s * i_try, i_try + 1,
+                 (int)MAX_TRIES);
         if (note)
             note(sentence);
-        e = pause_for(c, r->retry_s);
+        e = pause_for(c, r->retry_s * i_try);
         if (e)
             return e;
     }

@@ -358,10 +358,10 @@ class Panel {
 
   /* The server is busy and said when to come back. */
   async wait(response) {
-    const asked = Number(response.headers.get('Retry-After'));
+    const asked = Number(response.headers.get('Retry-After')), full = response.status === 429;
     await response.body?.cancel();
     for (let left = Math.min(asked > 0 ? asked : 1, 60) * this.tries; left > 0; left--) {
-      this.set('waits', `server is full, again in ${left} s (try ${this.tries + 1} of ${MOST_TRIES})`);
+      this.set('waits', `${full ? 'server is full' : 'server cannot take it now'}, again in ${left} s (try ${this.tries + 1} of ${MOST_TRIES})`);
       await new Promise((resolve) => {
         const timer = setTimeout(resolve, 1000);
         this.abort.signal.addEventListener('abort', () => { clearTimeout(timer); resolve(); }, { once: true });
