@@ -1,7 +1,8 @@
-/* The few Hopper instructions that the kernels are made of, one inline function each: barriers that
- * count bytes (mbarrier), bulk copies from global to shared memory, the matrix instructions, and
- * programmatic dependent launch. PTX ISA 8.x, sections "mbarrier", "cp.async.bulk", "mma", and
- * "griddepcontrol". Nothing here allocates, launches or knows a model. */
+/* The few instructions, most of them Hopper's, that the kernels are made of, one inline function
+ * each: barriers that count bytes (mbarrier), bulk copies from global to shared memory, the matrix
+ * instructions, and programmatic dependent launch. PTX ISA 8.x, sections "mbarrier",
+ * "cp.async.bulk", "mma", and "griddepcontrol". Nothing here allocates, launches or knows a model.
+ */
 #ifndef KERNELS_CUDA_DEVICE_CUH
 #define KERNELS_CUDA_DEVICE_CUH
 
@@ -108,11 +109,15 @@ template <int N> __device__ __forceinline__ void lane_copy_wait() {
 /* Until here nothing that an earlier kernel of the stream wrote may be read, nor anything written.
  */
 __device__ __forceinline__ void grid_wait() {
+#if __CUDA_ARCH__ >= 900
     asm volatile("griddepcontrol.wait;" ::: "memory");
+#endif
 }
 /* Lets the next kernel's blocks start as soon as all blocks of this one have. */
 __device__ __forceinline__ void grid_launch_next() {
+#if __CUDA_ARCH__ >= 900
     asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
+#endif
 }
 
 /* ---- matrix instructions --------------------------------------------------------------------- */
@@ -124,6 +129,21 @@ __device__ __forceinline__ void mma_and_popc(uint32_t (&d)[4], const uint4 &a, u
         "{%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%10,%10,%10,%10};"
         : "=r"(d[0]), "=r"(d[1]), "=r"(d[2]), "=r"(d[3])
         : "r"(a.x), "r"(a.y), "r"(a.z), "r"(a.w), "r"(b0), "r"(b1), "r"(0));
+}
+/* d[16 x 8] += a[16 x 32] b[32 x 8] of 8-bit integers, exact; a unsigned, b signed or not. */
+__device__ __forceinline__ void mma_u8_s8(int (&d)[4], uint32_t a0, uint32_t a1, uint32_t a2,
+                                          uint32_t a3, uint32_t b0, uint32_t b1) {
+    asm("mma.sync.aligned.m16n8k32.row.col.s32.u8.s8.s32 "
+        "{%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
+        : "+r"(d[0]), "+r"(d[1]), "+r"(d[2]), "+r"(d[3])
+        : "r"(a0), "r"(a1), "r"(a2), "r"(a3), "r"(b0), "r"(b1));
+}
+__device__ __forceinline__ void mma_u8_u8(int (&d)[4], uint32_t a0, uint32_t a1, uint32_t a2,
+                                          uint32_t a3, uint32_t b0, uint32_t b1) {
+    asm("mma.sync.aligned.m16n8k32.row.col.s32.u8.u8.s32 "
+        "{%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
+        : "+r"(d[0]), "+r"(d[1]), "+r"(d[2]), "+r"(d[3])
+        : "r"(a0), "r"(a1), "r"(a2), "r"(a3), "r"(b0), "r"(b1));
 }
 /* d[16 x 8] += a[16 x 16 fp16] b[16 x 8 fp16] in FP32. */
 __device__ __forceinline__ void mma_f16(float (&d)[4], uint32_t a0, uint32_t a1, uint32_t a2,

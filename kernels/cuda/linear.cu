@@ -7,8 +7,8 @@
  * along K across warps or blocks, so there is nothing to reduce and the sums cannot depend on the
  * batch or the grid. Two streams run side by side:
  *
- *   base   4 warps, one ring of slots of 16 outputs x 256 columns (8 KB; 128 columns for 64 rows),
- *          filled by bulk copies that one thread starts
+ *   base   4 warps, a ring of stages of W (16 KB) and one of x, filled by bulk copies that two more
+ *          warps start
  *   signs  8 warps, each with a ring of its own and copies of its own: up to 8 tiles and the bit
  *          planes of x that go with them a step; a job (a tenant's rows) belongs to one warp
  *
@@ -22,6 +22,7 @@
  *
  * Copies of weights start before the previous kernel has ended (programmatic dependent launch).
  */
+#include "kernels/cuda/launch.h"
 #include "kernels/cuda/linear_base.cuh"
 #include "kernels/cuda/linear_signs.cuh"
 
@@ -29,13 +30,15 @@ namespace {
 
 /* ---- the kernel ------------------------------------------------------------------------------ */
 
-template <int Q>
+/* Q quads of rows a block, H blocks for the same tiles. */
+template <int Q, int H>
 __global__ void __launch_bounds__(THREADS, 1) linear_kernel(const __grid_constant__ linear_args a) {
+#ifdef __CUDA_ARCH_FEAT_SM90_ALL
     extern __shared__ __align__(128) char shared[];
     using C = config<Q>;
     layout l;
     l.base = shared;
-    l.x = l.base + C::slots * C::slot;
+    l.x = l.base + C::slots * C::stage;
     l.sign = l.x + C::x_slots * C::x_slot;
     l.total = (float *)(l.sign + SIGN_WARPS * C::depth * STEP);
     l.jobs = (struct linear_job *)(l.total + 4 * Q * ROW_FLOATS);
@@ -65,27 +68,32 @@ __global__ void __launch_bounds__(THREADS, 1) linear_kernel(const __grid_constan
 
     int warp = threadIdx.x / 32;
     if (warp < BASE_WARPS)
-        run_base<Q>(a, l);
+        run_base<Q, H>(a, l);
     else if (warp < BASE_WARPS + SIGN_WARPS)
-        run_signs<Q>(a, l);
-    else if (warp == BASE_WARPS + SIGN_WARPS) {
-        if (threadIdx.x % 32 == 0)
-            copy_base<Q>(a, l);
-    } else
-        copy_x<Q>(a, l);
+        run_signs<Q, H>(a, l);
+    else if (warp == BASE_WARPS + SIGN_WARPS)
+        copy_base<Q, H>(a, l);
+    else
+        copy_x<Q, H>(a, l);
+#endif
+}
+
+/* Compiled for Hopper alone: elsewhere the 1-bit product or the bulk copies are not there. */
+bool is_hopper(void) {
+    return device_major() == 9;
 }
 
 struct bucket {
-    int32_t rows;
+    int32_t rows, halves;
     size_t shared_bytes;
     void (*kernel)(linear_args);
 };
 const struct bucket buckets[] = {
-    {4, config<1>::shared_bytes, linear_kernel<1>},
-    {8, config<2>::shared_bytes, linear_kernel<2>},
-    {16, config<4>::shared_bytes, linear_kernel<4>},
-    {32, config<8>::shared_bytes, linear_kernel<8>},
-    {64, config<16>::shared_bytes, linear_kernel<16>},
+    {4, 1, config<1>::shared_bytes, linear_kernel<1, 1>},
+    {8, 1, config<2>::shared_bytes, linear_kernel<2, 1>},
+    {16, 1, config<4>::shared_bytes, linear_kernel<4, 1>},
+    {32, 1, config<8>::shared_bytes, linear_kernel<8, 1>},
+    {64, 2, config<8>::shared_bytes, linear_kernel<8, 2>},
 };
 
 /* Packs one lane's 16 bytes. The k order within 32 columns is the one in which a lane of the B
@@ -136,7 +144,8 @@ err_t linear_pack(const struct linear_shape *s, const __half *w, void *packed,
 
 err_t linear_setup(void) {
     for (const struct bucket &b : buckets)
-        if (cudaFuncSetAttribute(b.kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
+        if (is_hopper() &&
+            cudaFuncSetAttribute(b.kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
                                  (int)b.shared_bytes) != cudaSuccess)
             return E_DEVICE;
     return 0;
@@ -146,18 +155,15 @@ err_t linear_launch(const struct linear_args *a, int32_t max_rows, cudaStream_t 
     int32_t tiles = a->shape.first_tile[a->shape.n_parts], grid = a->n_thread_blocks;
     if (max_rows < 1 || max_rows > LINEAR_MAX_ROWS || tiles < 1 || a->shape.n_k < 1 || grid < 1)
         return E_INVAL;
+    if (!is_hopper())
+        return linear_plain_launch(a, max_rows, stream);
     const struct bucket *b = buckets;
     while (b->rows < max_rows)
         b++;
-    cudaLaunchConfig_t config = {};
-    config.gridDim = dim3((unsigned)(grid < tiles ? grid : tiles));
-    config.blockDim = dim3(THREADS);
-    config.dynamicSmemBytes = b->shared_bytes;
-    config.stream = stream;
-    cudaLaunchAttribute early[1];
-    early[0].id = cudaLaunchAttributeProgrammaticStreamSerialization;
-    early[0].val.programmaticStreamSerializationAllowed = 1;
-    config.attrs = early;
-    config.numAttrs = 1;
-    return cudaLaunchKernelEx(&config, b->kernel, *a) == cudaSuccess ? 0 : E_DEVICE;
+    if (grid > tiles * b->halves)
+        grid = tiles * b->halves;
+    if (grid < b->halves) /* a lone multiprocessor */
+        grid = b->halves;
+    grid = grid / b->halves * b->halves;
+    return launch_early(b->kernel, dim3((unsigned)grid), THREADS, b->shared_bytes, stream, *a);
 }

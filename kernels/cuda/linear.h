@@ -54,8 +54,9 @@ struct linear_dense {
 
 /* The rows of the step; device memory, complete before the kernel before the linear's starts
  * (blocks of the linear may start that early). The jobs stand as [n_phases][n_jobs], plane p of
- * each tenant in phase p: job i has the same rows in every phase, no row is in two jobs, and bits
- * are NULL where a tenant has fewer planes. With jobs there is at least one phase. */
+ * each tenant in phase p: job i has the same rows in every phase, jobs ascend in their rows, no row
+ * is in two, and bits are NULL where a tenant has fewer planes. With jobs there is at least one
+ * phase. */
 struct linear_batch {
     int32_t n_rows, n_jobs, n_phases, n_dense;
     uint8_t has_delta[LINEAR_MAX_ROWS]; /* the row is in a job */
@@ -149,6 +150,9 @@ static inline size_t linear_x_bytes(int32_t n_blocks, int32_t max_rows) {
 /* max_rows: most rows this launch must serve (1 .. 64); the batch's n_rows may be fewer, so that a
  * graph captured for a bucket serves all smaller steps. No allocation, no synchronisation. */
 err_t linear_launch(const struct linear_args *a, int32_t max_rows, cudaStream_t stream);
+
+/* The same, bit for bit, for devices that are not Hopper's: what linear_launch does there. */
+err_t linear_plain_launch(const struct linear_args *a, int32_t max_rows, cudaStream_t stream);
 
 /* Writes the parts that batch.dense names, for the rows of a.dense. Memory-bound, like the other;
  * either may come first. Launch it only when a tenant of the step may be dense. */

@@ -9,44 +9,55 @@
 namespace {
 
 /* The first bytes that this block's successor will copy of the stream's next matrix. */
-__device__ void prefetch_next(const linear_args &a) {
-    if (!a.next.base)
+template <int H> __device__ void prefetch_next(const linear_args &a) {
+    if (!a.next.base || blockIdx.x % H)
         return;
-    struct work w = share_of(a.next.n_tiles, min(a.n_thread_blocks, a.next.n_tiles));
+    struct work w = share_of<H>(a.next.n_tiles, max(H, min(a.n_thread_blocks, a.next.n_tiles * H)));
     size_t tile_bytes = (size_t)a.next.n_blocks * BASE_TILE;
     int n = min(GROUP, min(w.end, a.next.n_tiles) - w.first); /* none for surplus blocks */
     for (int m = 0; m < n; m++)
         bulk_prefetch((const char *)a.next.base + (w.first + m) * tile_bytes,
-                      (uint32_t)min((size_t)(NEXT_BYTES / n / 16 * 16), tile_bytes));
+                      (uint32_t)min((size_t)(NEXT_BYTES * H / n / 16 * 16), tile_bytes));
 }
 
-template <int Q> __device__ void copy_base(const linear_args &a, const layout &l) {
+/* One lane for each tile of the group. */
+template <int Q, int H> __device__ void copy_base(const linear_args &a, const layout &l) {
     using C = config<Q>;
-    struct work w = work_of(a.shape);
+    struct work w = work_of<H>(a.shape);
+    int lane = threadIdx.x % 32;
     uint64_t policy = policy_evict_first();
     struct place at;
     struct group g;
     for (int tile = w.first; tile < w.end; tile += g.n) {
         g = group_at(a.shape, w, tile);
-        const char *from = (const char *)a.base + (size_t)tile * w.blocks * BASE_TILE;
-        for (int k = 0; k < w.blocks * C::per_block; k++, from += C::slot)
-            for (int m = 0; m < g.n; m++, at.advance(C::slots)) {
-                barrier_wait(l.empty + at.slot, at.parity ^ 1);
-                barrier_arrive_expect(l.full + at.slot, C::slot);
-                bulk_copy(l.base + at.slot * C::slot, from + (size_t)m * w.blocks * BASE_TILE,
-                          C::slot, l.full + at.slot, policy);
-            }
+        size_t tile_bytes = (size_t)w.blocks * BASE_TILE;
+        const char *from = (const char *)a.base + (tile + lane) * tile_bytes;
+        int bytes = C::runs(g.n) * 1024, n = (int)tile_bytes / bytes;
+        for (int k = 0; k < n; k++, from += bytes, at.advance(C::slots)) {
+            barrier_wait(l.empty + at.slot, at.parity ^ 1);
+            if (lane == 0)
+                barrier_arrive_expect(l.full + at.slot, g.n * bytes);
+            __syncwarp();
+            char *to = l.base + at.slot * C::stage + lane * bytes;
+            if (lane < g.n && H == 1)
+                bulk_copy(to, from, bytes, l.full + at.slot, policy);
+            else if (lane < g.n) /* other blocks read it, too */
+                bulk_copy(to, from, bytes, l.full + at.slot);
+        }
     }
-    prefetch_next(a);
+    if (lane == 0)
+        prefetch_next<H>(a);
 }
 
 /* One lane for each quad of rows. In a slot of x: [quad][run], 512 bytes each. */
-template <int Q> __device__ void copy_x(const linear_args &a, const layout &l) {
+template <int Q, int H> __device__ void copy_x(const linear_args &a, const layout &l) {
     using C = config<Q>;
-    struct work w = work_of(a.shape);
-    int lane = threadIdx.x % 32, n_quads = (a.batch->n_rows + 3) / 4;
+    struct work w = work_of<H>(a.shape);
+    struct rows rows = rows_of<H>(a.batch->n_rows);
+    int lane = threadIdx.x % 32, n_quads = (rows.end - rows.first + 3) / 4;
     constexpr int bytes = C::x_runs * RUN_BYTES;
-    const char *x = (const char *)a.in.x + (size_t)lane * w.blocks * 8 * RUN_BYTES;
+    const char *x =
+        (const char *)a.in.x + (size_t)(rows.first / 4 + lane) * w.blocks * 8 * RUN_BYTES;
     struct place at;
     struct group g;
     grid_wait();
@@ -68,15 +79,16 @@ template <int Q> __device__ void copy_x(const linear_args &a, const layout &l) {
  * quad. */
 template <int Q>
 __device__ void store_tile(const linear_args &a, const layout &l, const struct group &g, int m,
-                           int quad, int n_rows, const float (&acc)[config<Q>::quads][2]) {
+                           int quad, const struct rows &rows,
+                           const float (&acc)[config<Q>::quads][2]) {
     int lane = threadIdx.x % 32, t = lane % 4, before = 0;
     for (int p = 0; p < g.part; p++)
         before += a.shape.part_rows[p];
     int first = (g.tile + m - a.shape.first_tile[g.part]) * TILE_ROWS + lane / 4;
 #pragma unroll
     for (int n = 0; n < config<Q>::quads; n++) {
-        int r = (quad + n) * 4 + t;
-        if (r >= n_rows || a.batch->dense[r] >> g.part & 1)
+        int near = (quad + n) * 4 + t, r = rows.first + near;
+        if (r >= rows.end || a.batch->dense[r] >> g.part & 1)
             continue;
         bool delta = a.batch->has_delta[r];
         float *y = a.y + (size_t)r * a.ld_y + before;
@@ -87,71 +99,69 @@ __device__ void store_tile(const linear_args &a, const layout &l, const struct g
                 continue;
             float v = acc[n][e];
             if (delta)
-                v += l.total[r * ROW_FLOATS + e * 32 + lane / 4 * 4 + m];
+                v += l.total[near * ROW_FLOATS + e * 32 + lane / 4 * 4 + m];
             y[out] = a.add ? y[out] + v : v;
         }
     }
 }
 
-/* acc += 16 outputs of each tile times the rows, over one slot of W. The tensor core's own
- * additions round towards zero, so every 128 columns a fresh sum is added properly. Column 2t of
- * a product is row t's high half, 2t + 1 its low one. Only the first n of `tile` are there. */
-template <int Q>
-__device__ __forceinline__ void base_slot(const layout &l, struct place &x_at, int quad, int n,
-                                          const char *const (&tile)[config<Q>::tiles],
-                                          float (&acc)[config<Q>::tiles][config<Q>::quads][2]) {
+/* acc += N tiles times the quads over 128 columns. The tensor core's own additions round towards
+ * zero, so every 128 columns a fresh sum is added properly. Column 2t of a product is row t's high
+ * half, 2t + 1 its low one. No branch and no barrier inside: the loads go ahead of the products. */
+template <int Q, int N>
+__device__ __forceinline__ void base_sum(const char *w, int tile_bytes, const char *x,
+                                         float (&acc)[config<Q>::tiles][config<Q>::quads][2]) {
     using C = config<Q>;
-    int lane = threadIdx.x % 32;
-    const char *x = NULL;
+    float d[N][C::quads][4] = {};
 #pragma unroll
-    for (int first = 0; first < C::runs; first += 4) {
-        float d[C::tiles][C::quads][4] = {};
+    for (int j = 0; j < 4; j++) {
+        uint4 b[C::quads];
 #pragma unroll
-        for (int j = first; j < first + 4; j++) {
-            if (j % C::x_runs == 0) {
-                barrier_wait(l.x_full + x_at.slot, x_at.parity);
-                x = l.x + x_at.slot * C::x_slot + quad * C::x_runs * RUN_BYTES + lane * 16;
-            }
-            uint4 b[C::quads];
+        for (int q = 0; q < C::quads; q++)
+            b[q] = *(const uint4 *)(x + (q * C::x_runs + j) * RUN_BYTES);
+#pragma unroll
+        for (int i = 0; i < N; i++) {
+            const uint4 *tile = (const uint4 *)(w + i * tile_bytes + j * 1024);
+            uint4 a0 = tile[0], a1 = tile[32];
 #pragma unroll
             for (int q = 0; q < C::quads; q++)
-                b[q] = *(const uint4 *)(x + (q * C::x_runs + j % C::x_runs) * RUN_BYTES);
+                mma_f16(d[i][q], a0.x, a0.y, a0.z, a0.w, b[q].x, b[q].y);
 #pragma unroll
-            for (int i = 0; i < C::tiles; i++) {
-                if (i >= n)
-                    break;
-                uint4 a0 = *(const uint4 *)(tile[i] + j * 1024);
-                uint4 a1 = *(const uint4 *)(tile[i] + j * 1024 + 512);
-#pragma unroll
-                for (int q = 0; q < C::quads; q++)
-                    mma_f16(d[i][q], a0.x, a0.y, a0.z, a0.w, b[q].x, b[q].y);
-#pragma unroll
-                for (int q = 0; q < C::quads; q++)
-                    mma_f16(d[i][q], a1.x, a1.y, a1.z, a1.w, b[q].z, b[q].w);
-            }
-            if (j % C::x_runs == C::x_runs - 1) {
-                __syncwarp();
-                if (lane == 0)
-                    barrier_arrive(l.x_empty + x_at.slot);
-                x_at.advance(C::x_slots);
-            }
+            for (int q = 0; q < C::quads; q++)
+                mma_f16(d[i][q], a1.x, a1.y, a1.z, a1.w, b[q].z, b[q].w);
         }
-#pragma unroll
-        for (int i = 0; i < C::tiles; i++)
-#pragma unroll
-            for (int q = 0; q < C::quads; q++) {
-                acc[i][q][0] += d[i][q][0] + d[i][q][1];
-                acc[i][q][1] += d[i][q][2] + d[i][q][3];
-            }
     }
+#pragma unroll
+    for (int i = 0; i < N; i++)
+#pragma unroll
+        for (int q = 0; q < C::quads; q++) {
+            acc[i][q][0] += d[i][q][0] + d[i][q][1];
+            acc[i][q][1] += d[i][q][2] + d[i][q][3];
+        }
 }
 
-template <int Q> __device__ void run_base(const linear_args &a, const layout &l) {
+/* n tiles of the warp, at most config::tiles. */
+template <int Q>
+__device__ __forceinline__ void base_sum_of(int n, const char *w, int tile_bytes, const char *x,
+                                            float (&acc)[config<Q>::tiles][config<Q>::quads][2]) {
+    constexpr int most = config<Q>::tiles;
+    if (n == 1)
+        base_sum<Q, 1>(w, tile_bytes, x, acc);
+    else if (n == 2 && most >= 2)
+        base_sum < Q, most<2 ? 1 : 2>(w, tile_bytes, x, acc);
+    else if (n == 3 && most >= 3)
+        base_sum < Q, most<3 ? 1 : 3>(w, tile_bytes, x, acc);
+    else if (n == 4 && most >= 4)
+        base_sum < Q, most<4 ? 1 : 4>(w, tile_bytes, x, acc);
+}
+
+template <int Q, int H> __device__ void run_base(const linear_args &a, const layout &l) {
     using C = config<Q>;
-    struct work w = work_of(a.shape);
+    struct work w = work_of<H>(a.shape);
     int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
     int quad = warp % C::along_rows * C::quads, m0 = warp / C::along_rows;
-    int n_rows = a.batch->n_rows, n_phases = a.batch->n_phases;
+    struct rows rows = rows_of<H>(a.batch->n_rows);
+    int n_phases = a.batch->n_phases;
 
     uint32_t turn = 0;
     struct place at, x_at;
@@ -160,33 +170,40 @@ template <int Q> __device__ void run_base(const linear_args &a, const layout &l)
     for (int tile = w.first; tile < w.end; tile += g.n, turn ^= 1) {
         g = group_at(a.shape, w, tile);
         int mine = (g.n - m0 + C::along_out - 1) / C::along_out; /* tiles of this warp */
+        int runs = C::runs(g.n);
         float acc[C::tiles][C::quads][2] = {};
-        for (int k = 0; k < w.blocks * C::per_block; k++) {
-            /* Every warp waits for every slot, its own or not: a parity cannot tell apart the
-             * laps of a warp that has run ahead. */
-            const char *from[C::tiles];
-            struct place end = at;
-#pragma unroll
-            for (int m = 0; m < GROUP; m++) {
-                if (m >= g.n)
-                    break;
-                barrier_wait(l.full + end.slot, end.parity);
-                if (m % C::along_out == m0)
-                    from[m / C::along_out] = l.base + end.slot * C::slot + lane * 16;
-                end.advance(C::slots);
-            }
-            base_slot<Q>(l, x_at, quad, mine, from, acc);
+        /* Every warp waits for every stage, its own or not: a parity cannot tell apart the laps of
+         * a warp that has run ahead. */
+#pragma unroll 1
+        for (int run = 0; run < w.blocks * 8; run += 4) {
+            int in_stage = run & (runs - 1), in_slot = run % C::x_runs;
+            if (in_stage == 0)
+                barrier_wait(l.full + at.slot, at.parity);
+            if (in_slot == 0)
+                barrier_wait(l.x_full + x_at.slot, x_at.parity);
+            base_sum_of<Q>(
+                mine, l.base + at.slot * C::stage + (m0 * runs + in_stage) * 1024 + lane * 16,
+                C::along_out * runs * 1024,
+                l.x + x_at.slot * C::x_slot + (quad * C::x_runs + in_slot) * RUN_BYTES + lane * 16,
+                acc);
             __syncwarp();
-            for (; at.slot != end.slot; at.advance(C::slots))
+            if (in_slot + 4 == C::x_runs) {
+                if (lane == 0)
+                    barrier_arrive(l.x_empty + x_at.slot);
+                x_at.advance(C::x_slots);
+            }
+            if (in_stage + 4 == runs) {
                 if (lane == 0)
                     barrier_arrive(l.empty + at.slot);
+                at.advance(C::slots);
+            }
         }
         if (n_phases)
             barrier_wait(l.total_full, turn);
 #pragma unroll
         for (int i = 0; i < C::tiles; i++)
             if (i < mine)
-                store_tile<Q>(a, l, g, m0 + i * C::along_out, quad, n_rows, acc[i]);
+                store_tile<Q>(a, l, g, m0 + i * C::along_out, quad, rows, acc[i]);
         barrier_arrive(l.total_empty);
     }
 }

@@ -8,6 +8,7 @@
  * fused linear, operation by operation, so a tenant whose matrix equals the base's has the base's
  * bits. */
 #include "kernels/cuda/device.cuh"
+#include "kernels/cuda/launch.h"
 #include "kernels/cuda/linear.h"
 
 namespace {
@@ -151,15 +152,7 @@ __global__ void __launch_bounds__(32 * WARPS, 2)
 err_t linear_dense_launch(const struct linear_args *a, int32_t max_rows, cudaStream_t stream) {
     if (max_rows < 1 || max_rows > LINEAR_MAX_ROWS || !a->dense || a->n_thread_blocks < 1)
         return E_INVAL;
-    cudaLaunchConfig_t config = {};
-    config.gridDim = dim3((unsigned)(2 * a->n_thread_blocks));
-    config.blockDim = dim3(32 * WARPS);
-    config.stream = stream;
-    cudaLaunchAttribute early[1];
-    early[0].id = cudaLaunchAttributeProgrammaticStreamSerialization;
-    early[0].val.programmaticStreamSerializationAllowed = 1;
-    config.attrs = early;
-    config.numAttrs = 1;
     void (*kernel)(linear_args) = a->shape.n_k % 8 ? dense_kernel<false> : dense_kernel<true>;
-    return cudaLaunchKernelEx(&config, kernel, *a) == cudaSuccess ? 0 : E_DEVICE;
+    return launch_early(kernel, dim3((unsigned)(2 * a->n_thread_blocks)), 32 * WARPS, 0, stream,
+                        *a);
 }

@@ -14,43 +14,42 @@ static_assert(sizeof(struct linear_pair) == 48, "copied as three times 16 bytes"
 enum {
     GROUP = 4, /* tiles of 16 outputs that share the reading of x */
     BASE_TILE = TILE_ROWS * TILE_COLS * 2,
-    RUN = 32,        /* columns of x that stand together */
-    RUN_BYTES = 512, /* of 4 rows, both halves */
+    RUN_BYTES = 512, /* of x: 32 columns of 4 rows, both halves */
     SIGN_WARPS = 8,
     BASE_WARPS = 4,
     THREADS = 32 * (BASE_WARPS + SIGN_WARPS + 2), /* and two that copy: W, x */
     ROW_FLOATS = GROUP * TILE_ROWS,
-    /* What a sign warp copies at a time: up to 8 tiles, and up to 4 bit planes of x. */
-    STEP_TILES = 8,
-    STEP_PLANES = 4,
+    /* What a sign warp copies at a time: tiles, then the bit planes of x. */
     PLANES = (int)sizeof(struct linear_planes),
-    STEP = STEP_TILES * TILE_BYTES + STEP_PLANES * PLANES,
-    NEXT_BYTES = 49152, /* of the next matrix, asked into the L2 by a block */
-    NEAR_RANK = 32,     /* low-rank pairs up to this rank go through the ring: one step */
+    STEP = 8 * TILE_BYTES + 2 * PLANES,
+    STEP_U = 8 * TILE_BYTES, /* where u stands in the step of a pair */
+    NEXT_BYTES = 49152,      /* of the next matrix, asked into the L2 by a block */
+    NEAR_RANK = 32,          /* low-rank pairs up to this rank go through the ring: one step */
 };
 
-/* How the warps of a block share a bucket of 4 Q rows: Q quads, each with its two halves the 8
- * columns of a product. */
+/* How the warps of a block share 4 Q rows: Q quads, each with its two halves the 8 columns of a
+ * product. */
 template <int Q> struct config {
     static constexpr int along_rows = Q >= 8 ? 4 : Q >= 4 ? 2 : 1; /* base warps over rows */
     static constexpr int along_out = BASE_WARPS / along_rows;      /* and over output tiles */
     static constexpr int quads = Q / along_rows;                   /* of a base warp */
     static constexpr int tiles = GROUP / along_out;                /* of a base warp */
-    static constexpr int runs = Q >= 8 ? 4 : 8;                    /* columns / 32 in a slot of W */
-    static constexpr int slot = runs * 1024;                       /* bytes */
-    static constexpr int per_block = 8 / runs;                     /* slots along 256 columns */
-    static constexpr int x_runs = Q == 1 ? 8 : Q <= 4 ? 4 : 2;     /* columns / 32 in a slot of x */
+    static constexpr int x_runs = Q == 1 ? 8 : 4;                  /* columns / 32 in a slot of x */
     static constexpr int x_slot = Q * x_runs * RUN_BYTES;
+    static constexpr int stage = 16384; /* of W: as many runs of a group's tiles as fit */
     /* Bytes in flight are divided as the traffic is, between W, x and the tenants' signs. */
-    static constexpr int slots = Q == 1 ? 14 : Q == 2 ? 13 : Q == 4 ? 6 : Q == 8 ? 11 : 6;
-    static constexpr int x_slots = Q <= 2 ? 4 : Q <= 8 ? 3 : 2;
-    static constexpr int depth = Q <= 2 ? 2 : 3; /* steps in flight of a sign warp */
+    static constexpr int slots = Q == 1 ? 8 : Q == 2 ? 7 : 4; /* stages */
+    static constexpr int x_slots = Q == 2 ? 7 : 4;
+    static constexpr int depth = Q == 4 ? 3 : 2; /* steps in flight of a sign warp */
+    /* Runs in a stage for a group of n tiles; a power of two. */
+    __device__ static int runs(int n) {
+        return min(8, stage / 1024 >> (n > 2 ? 2 : n - 1));
+    }
     static constexpr size_t per_row =
         ROW_FLOATS * 4 + sizeof(struct linear_job) + sizeof(struct linear_pair);
-    static constexpr size_t shared_bytes = (size_t)slots * slot + x_slots * x_slot +
+    static constexpr size_t shared_bytes = (size_t)slots * stage + x_slots * x_slot +
                                            SIGN_WARPS * depth * STEP + 4 * Q * per_row +
                                            (2 * slots + 2 * x_slots + 2) * 8;
-    static_assert(slots > GROUP, "a group's slots of one run of columns are held at once");
     static_assert(shared_bytes <= 227 * 1024, "more than a block can have");
 };
 
@@ -63,25 +62,34 @@ struct layout {
     uint64_t *full, *empty, *x_full, *x_empty, *total_full, *total_empty;
 };
 
-/* The tiles of a block, and a group of them: at most GROUP tiles of one part. */
+/* The tiles and rows of a block, and a group of tiles: at most GROUP of one part. With many rows, H
+ * blocks share their tiles and have a part of the rows each: W comes from the L2 all but once, but
+ * tiles are shared out more evenly, groups are larger, and what belongs to rows is smaller. */
 struct work {
     int first, end; /* tiles */
     int blocks;     /* of 256 columns */
+};
+struct rows {
+    int first, end; /* first: a multiple of 4 */
 };
 struct group {
     int tile, n, part;
 };
 
-/* This block's tiles when n_blocks blocks share them. */
-__device__ struct work share_of(int tiles, int n_blocks) {
-    int each = tiles / n_blocks, more = tiles % n_blocks, i = blockIdx.x;
-    int first = i * each + min(i, more);
+/* This block's tiles when n_blocks blocks, H of them on the same, share them. */
+template <int H> __device__ struct work share_of(int tiles, int n_blocks) {
+    int n = n_blocks / H, i = blockIdx.x / H;
+    int each = tiles / n, more = tiles % n, first = i * each + min(i, more);
     return {first, first + each + (i < more), 0};
 }
-__device__ struct work work_of(const struct linear_shape &s) {
-    struct work w = share_of(s.first_tile[s.n_parts], gridDim.x);
+template <int H> __device__ struct work work_of(const struct linear_shape &s) {
+    struct work w = share_of<H>(s.first_tile[s.n_parts], gridDim.x);
     w.blocks = (s.n_k + TILE_COLS - 1) / TILE_COLS;
     return w;
+}
+template <int H> __device__ struct rows rows_of(int n_rows) {
+    int each = (n_rows + H * 4 - 1) / (H * 4) * 4, first = blockIdx.x % H * each;
+    return {first, max(first, min(first + each, n_rows))};
 }
 /* The group that starts at `tile`. */
 __device__ struct group group_at(const struct linear_shape &s, const struct work &w, int tile) {

@@ -19,20 +19,29 @@ __device__ __forceinline__ struct unit unit_at(int i, int n_jobs, int n_tiles) {
     int each = (n_tiles + (1 << shift) - 1) >> shift, m0 = (i & ((1 << shift) - 1)) * each;
     return {i >> shift, m0, min(each, n_tiles - m0)};
 }
-/* Blocks of 256 columns in a step, as a power of two. */
+/* Blocks of 256 columns in a step, as a power of two: as many as fit. */
 __device__ __forceinline__ int step_shift(int n_tiles, int n_rows) {
-    return n_rows > 2 ? 0 : n_rows == 2 || n_tiles > 2 ? 1 : 2;
+    int block = n_tiles * TILE_BYTES + n_rows * PLANES;
+    return 4 * block <= STEP ? 2 : 2 * block <= STEP ? 1 : 0;
 }
 
 /* The jobs of the step: as many as there can be rows stand in shared memory, which is all of them
  * unless tenants have several planes. The pairs come after the last phase, as one more pass. */
 struct jobs {
-    const struct linear_job *near, *far;
+    const struct linear_job *near, *far; /* far: of this block's first job, phase 0 */
     const struct linear_pair *pairs;
-    int n_near, n, n_phases, n_passes;
+    int n_near, n, n_all, n_phases, n_passes; /* n: of this block, n_all: of the step */
+    struct rows rows;
     __device__ __forceinline__ const struct linear_job *at(int phase, int i) const {
         int j = phase * n + i;
-        return j < n_near ? near + j : far + j;
+        return j < n_near ? near + j : far + phase * n_all + i;
+    }
+    /* A job's rows in this block: from which of its own on, and how many. */
+    __device__ __forceinline__ int skip(const struct linear_job *job) const {
+        return max(0, rows.first - job->first_row);
+    }
+    __device__ __forceinline__ int n_rows(const struct linear_job *job) const {
+        return min(rows.end, job->first_row + job->n_rows) - job->first_row - skip(job);
     }
 };
 
@@ -60,9 +69,10 @@ __device__ bool seek_signs(const linear_args &a, const struct jobs &jobs, const 
         return false;
     int tile = h.g.tile + u.m0 - a.shape.first_tile[h.g.part];
     h.tiles = bits + (size_t)tile * h.blocks * TILE_BYTES + lane * 16;
-    h.planes =
-        (const char *)(a.in.planes + (size_t)job->first_set[h.g.part] * h.blocks) + lane * 16;
-    h.n = u.n, h.n_rows = job->n_rows, h.k = 0;
+    h.planes = (const char *)(a.in.planes +
+                              (size_t)(job->first_set[h.g.part] + jobs.skip(job)) * h.blocks) +
+               lane * 16;
+    h.n = u.n, h.n_rows = jobs.n_rows(job), h.k = 0;
     h.shift = step_shift(h.n, h.n_rows);
     h.pair_bytes = 0;
     return true;
@@ -80,9 +90,9 @@ __device__ bool seek_pair(const linear_args &a, const struct jobs &jobs, const s
     int out = (h.g.tile + u.m0 - a.shape.first_tile[h.g.part]) * TILE_ROWS;
     h.tiles = (const char *)(b + (size_t)out * h.rank);
     h.pair_bytes = min(u.n * TILE_ROWS, a.shape.part_rows[h.g.part] - out) * h.rank * 2;
-    h.n_rows = job->n_rows, h.k = 0;
+    h.n_rows = jobs.n_rows(job), h.k = 0;
     int row = lane / 8, at = lane % 8 * 4; /* of u: this lane's four */
-    h.planes = (const char *)(a.in.u + (size_t)(job->first_row + row) * a.in.ld_u +
+    h.planes = (const char *)(a.in.u + (size_t)(job->first_row + jobs.skip(job) + row) * a.in.ld_u +
                               pair->first_u[h.g.part] + at);
     return true;
 }
@@ -115,7 +125,7 @@ __device__ __forceinline__ void copy_shift(struct ahead &h, uint32_t to, bool ti
     if (tiles) {
         const char *from = h.tiles;
 #pragma unroll
-        for (int m = 0; m < GROUP && m < STEP_TILES >> SHIFT; m++, from += h.blocks * TILE_BYTES)
+        for (int m = 0; m < GROUP; m++, from += h.blocks * TILE_BYTES)
             if (m < h.n)
 #pragma unroll
                 for (int b = 0; b < 1 << SHIFT; b++)
@@ -125,9 +135,9 @@ __device__ __forceinline__ void copy_shift(struct ahead &h, uint32_t to, bool ti
     }
     if (planes) {
         const char *from = h.planes;
-        to += STEP_TILES * TILE_BYTES + lane * 16;
+        to += (h.n << SHIFT) * TILE_BYTES + lane * 16;
 #pragma unroll
-        for (int r = 0; r < STEP_PLANES >> SHIFT; r++, from += h.blocks * PLANES)
+        for (int r = 0; r < LINEAR_JOB_ROWS; r++, from += h.blocks * PLANES)
             if (r < h.n_rows)
 #pragma unroll
                 for (int b = 0; b < 1 << SHIFT; b++)
@@ -147,7 +157,7 @@ __device__ __forceinline__ void copy_pair(const struct ahead &h, uint32_t to, bo
         for (int at = lane * 16; at < h.pair_bytes; at += 512)
             lane_copy_part(to + at, h.tiles + at, (uint32_t)min(16, h.pair_bytes - at));
     if (u && lane / 8 < h.n_rows && lane % 8 * 4 < h.rank)
-        lane_copy(to + STEP_TILES * TILE_BYTES + lane * 16, h.planes);
+        lane_copy(to + STEP_U + lane * 16, h.planes);
 }
 
 /* Starts the copy of a step, or of one half of it, and goes on to the next. */
@@ -240,7 +250,7 @@ __device__ __forceinline__ void run_row(const linear_args &a, const struct jobs 
         lane_copy_wait<DEPTH - 1>();
         __syncwarp();
         const char *tile = ring + h.slot * STEP + threadIdx.x % 32 * 16;
-        const char *planes = ring + h.slot * STEP + STEP_TILES * TILE_BYTES;
+        const char *planes = ring + h.slot * STEP + (n << shift) * TILE_BYTES;
         int count = min(1 << shift, h.blocks - k);
 #pragma unroll 1
         for (int b = 0; b < count; b += 2, tile += 2 * TILE_BYTES, planes += 2 * PLANES) {
@@ -280,7 +290,7 @@ __device__ __forceinline__ void run_rows(const linear_args &a, const struct jobs
             for (int r = 0; r < n_rows; r += 2) {
                 int two = r + 1 < n_rows;
                 const char *tile = slot + b * TILE_BYTES + threadIdx.x % 32 * 16;
-                const char *planes = slot + STEP_TILES * TILE_BYTES + (r << shift | b) * PLANES;
+                const char *planes = slot + (n << shift) * TILE_BYTES + (r << shift | b) * PLANES;
                 float2 s[2];
                 float i[4];
                 sign_pair_of(n, tile, tile, stride, planes, planes + (two << shift) * PLANES, s, i);
@@ -303,8 +313,9 @@ __device__ void run_unit(const linear_args &a, const struct jobs &jobs, const la
                          const struct group &g, int phase, const struct unit &u, struct ahead &h,
                          const char *ring, uint32_t turn) {
     const struct linear_job *job = jobs.at(phase, u.job);
-    int lane = threadIdx.x % 32, t = lane % 4, n_rows = job->n_rows;
-    float *total = l.total + job->first_row * ROW_FLOATS + lane + u.m0;
+    int lane = threadIdx.x % 32, t = lane % 4, n_rows = jobs.n_rows(job);
+    int first = job->first_row + jobs.skip(job) - jobs.rows.first;
+    float *total = l.total + first * ROW_FLOATS + lane + u.m0;
     const float *row = job->row[g.part];
     bool mine = t < u.n;
     if (phase == 0 && (n_rows > 1 || !row))
@@ -370,7 +381,8 @@ __device__ void run_pair(const linear_args &a, const struct jobs &jobs, const la
     const struct linear_job *job = jobs.at(0, u.job);
     const struct linear_pair *pair = jobs.pairs + u.job;
     const __half *b = pair->b[g.part];
-    int lane = threadIdx.x % 32, t = lane % 4, rank = pair->rank[g.part], n_rows = job->n_rows;
+    int lane = threadIdx.x % 32, t = lane % 4, rank = pair->rank[g.part], n_rows = jobs.n_rows(job);
+    int first = job->first_row + jobs.skip(job);
     if (!b)
         return;
     bool mine = t < u.n;
@@ -381,8 +393,8 @@ __device__ void run_pair(const linear_args &a, const struct jobs &jobs, const la
         const char *slot = ring + h.slot * STEP;
         const __half *from = (const __half *)slot + (t * TILE_ROWS + lane / 4) * rank;
         if (mine)
-            pair_sum(from, from + 8 * rank, rank, (const float *)(slot + STEP_TILES * TILE_BYTES),
-                     NEAR_RANK, n_rows, acc);
+            pair_sum(from, from + 8 * rank, rank, (const float *)(slot + STEP_U), NEAR_RANK, n_rows,
+                     acc);
         __syncwarp();
         copy_step<DEPTH>(a, jobs, h, true, true);
         lane_copy_commit();
@@ -390,10 +402,10 @@ __device__ void run_pair(const linear_args &a, const struct jobs &jobs, const la
         int out = (g.tile + u.m0 + t - a.shape.first_tile[g.part]) * TILE_ROWS + lane / 4;
         int last = a.shape.part_rows[g.part] - 1;
         pair_sum(b + (size_t)min(out, last) * rank, b + (size_t)min(out + 8, last) * rank, rank,
-                 a.in.u + (size_t)job->first_row * a.in.ld_u + pair->first_u[g.part], a.in.ld_u,
-                 n_rows, acc);
+                 a.in.u + (size_t)first * a.in.ld_u + pair->first_u[g.part], a.in.ld_u, n_rows,
+                 acc);
     }
-    float *total = l.total + job->first_row * ROW_FLOATS + lane + u.m0;
+    float *total = l.total + (first - jobs.rows.first) * ROW_FLOATS + lane + u.m0;
 #pragma unroll
     for (int r = 0; r < LINEAR_JOB_ROWS; r++)
         if (r < n_rows && mine) {
@@ -402,22 +414,52 @@ __device__ void run_pair(const linear_args &a, const struct jobs &jobs, const la
         }
 }
 
-template <int Q> __device__ void run_signs(const linear_args &a, const layout &l) {
-    constexpr int depth = config<Q>::depth, threads = 32 * SIGN_WARPS;
-    struct work w = work_of(a.shape);
-    int warp = threadIdx.x / 32 - BASE_WARPS, thread = threadIdx.x - 32 * BASE_WARPS;
-    const char *ring = l.sign + warp * depth * STEP;
-    struct jobs jobs = {l.jobs, a.jobs, l.pairs, 0, a.batch->n_jobs, a.batch->n_phases, 0};
-    if (!jobs.n_phases) /* then the base warps do not wait either */
-        return;
-    jobs.n_near = min(4 * Q, jobs.n * jobs.n_phases);
+/* Of the step's jobs, which ascend, those with rows in this block: one warp's work. Returns the
+ * first; n: how many. */
+__device__ int own_jobs(const linear_args &a, const struct rows &rows, int n_all, int &n) {
+    int before = 0, begun = 0;
+    for (int i = 0; i < n_all; i += 32) {
+        int j = i + threadIdx.x % 32;
+        int first = j < n_all ? a.jobs[j].first_row : LINEAR_MAX_ROWS;
+        int end = j < n_all ? first + a.jobs[j].n_rows : LINEAR_MAX_ROWS + 1;
+        before += __popc(__ballot_sync(~0u, end <= rows.first));
+        begun += __popc(__ballot_sync(~0u, first < rows.end));
+    }
+    n = max(0, begun - before);
+    return before;
+}
+
+/* The tables of this block into shared memory, as far as they fit. */
+template <int Q, int H>
+__device__ void load_jobs(const linear_args &a, const layout &l, struct jobs &jobs) {
+    constexpr int threads = 32 * SIGN_WARPS;
+    int thread = threadIdx.x - 32 * BASE_WARPS, first = 0;
+    jobs.n_all = jobs.n = a.batch->n_jobs;
+    jobs.rows = rows_of<H>(a.batch->n_rows);
+    if (H > 1)
+        first = own_jobs(a, jobs.rows, jobs.n_all, jobs.n);
+    jobs.near = l.jobs, jobs.far = a.jobs + first, jobs.pairs = l.pairs;
     jobs.n_passes = jobs.n_phases + (a.pairs != NULL);
-    for (int i = thread; i < jobs.n_near * 4; i += threads)
-        ((uint4 *)l.jobs)[i] = ((const uint4 *)a.jobs)[i];
+    int n_near = min(4 * Q, jobs.n * jobs.n_phases);
+    for (int i = thread; i < n_near * 4; i += threads)
+        ((uint4 *)l.jobs)[i] = ((const uint4 *)jobs.at(i / 4 / jobs.n, i / 4 % jobs.n))[i % 4];
     if (a.pairs)
         for (int i = thread; i < jobs.n * 3; i += threads)
-            ((uint4 *)l.pairs)[i] = ((const uint4 *)a.pairs)[i];
+            ((uint4 *)l.pairs)[i] = ((const uint4 *)(a.pairs + first))[i];
+    jobs.n_near = n_near;
     named_sync<1, threads>();
+}
+
+template <int Q, int H> __device__ void run_signs(const linear_args &a, const layout &l) {
+    constexpr int depth = config<Q>::depth;
+    struct work w = work_of<H>(a.shape);
+    int warp = threadIdx.x / 32 - BASE_WARPS;
+    const char *ring = l.sign + warp * depth * STEP;
+    struct jobs jobs = {};
+    jobs.n_phases = a.batch->n_phases;
+    if (!jobs.n_phases) /* then the base warps do not wait either */
+        return;
+    load_jobs<Q, H>(a, l, jobs);
     struct group g = group_at(a.shape, w, w.first);
     struct ahead h = {};
     h.g = g, h.end = w.end, h.blocks = w.blocks, h.i = warp;

@@ -1,6 +1,7 @@
 /* The input of a fused linear from plain FP32 rows: planes.cuh as a launch of its own, one warp for
  * a set and a block of 256 columns. The input is in the L2. */
 #include "kernels/cuda/device.cuh"
+#include "kernels/cuda/launch.h"
 #include "kernels/cuda/planes.cuh"
 
 enum { WARPS = 4 };
@@ -35,14 +36,7 @@ err_t planes_launch(const struct planes_args *a, int32_t max_rows, int32_t max_s
     if (a->n_k < 1 || max_rows < 1 || max_rows > LINEAR_MAX_ROWS || max_sets < max_rows)
         return E_INVAL;
     int n_blocks = tiles_of(a->n_k, TILE_COLS);
-    cudaLaunchConfig_t config = {};
-    config.gridDim = dim3((unsigned)tiles_of(n_blocks, WARPS), (unsigned)max_sets);
-    config.blockDim = dim3(32 * WARPS);
-    config.stream = stream;
-    cudaLaunchAttribute early[1];
-    early[0].id = cudaLaunchAttributeProgrammaticStreamSerialization;
-    early[0].val.programmaticStreamSerializationAllowed = 1;
-    config.attrs = early;
-    config.numAttrs = 1;
-    return cudaLaunchKernelEx(&config, planes_kernel, *a) == cudaSuccess ? 0 : E_DEVICE;
+    return launch_early(planes_kernel,
+                        dim3((unsigned)tiles_of(n_blocks, WARPS), (unsigned)max_sets), 32 * WARPS,
+                        0, stream, *a);
 }

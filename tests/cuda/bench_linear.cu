@@ -4,7 +4,7 @@
  *   each part's own, low-rank pairs), with T rows of one tenant, and with T rows of the base.
  * Everything is replayed from CUDA graphs, median of 15; the weights are read once a step and are
  * far larger than the L2. Before a mix is timed, sampled outputs of each kind of matrix are
- * compared with a double-precision reference. `quick` and `profile ROWS` serve the tuning.
+ * compared with a double-precision reference. `quick ROWS...` and `profile ROWS` serve the tuning.
  */
 #include <algorithm>
 #include <cublas_v2.h>
@@ -239,7 +239,7 @@ static __global__ void read_kernel(const uint4 *p, size_t n, uint32_t *out) {
         *out = x;
 }
 
-static float fused_ms(model &m, int rows, bool with_planes, int kind = -1) {
+static float fused_ms(model &m, int rows, bool with_planes, int kind = -1, bool plain = false) {
     return median_ms([&](cudaStream_t s) {
         for (int i = 0; i < MATRICES; i++) {
             if (kind >= 0 && i % KINDS != kind)
@@ -251,7 +251,7 @@ static float fused_ms(model &m, int rows, bool with_planes, int kind = -1) {
                 a.next.n_blocks = tiles_of(a.shape.n_k, 256);
             if (with_planes)
                 OK(planes_launch(&m.planes[i % KINDS], rows, m.n_sets, s));
-            OK(linear_launch(&a, rows, s));
+            OK(plain ? linear_plain_launch(&a, rows, s) : linear_launch(&a, rows, s));
         }
     });
 }
@@ -288,24 +288,24 @@ static double read_rate(const model &m) {
     return rate;
 }
 
-/* Few figures, for comparing variants: T tenants of one row, in all and by kind of matrix, plain
- * and fitted; T rows of one tenant; the base. */
-static void quick(model &m) {
+/* For comparing variants, T tenants of one row: in all and by kind of matrix, fitted, T rows of one
+ * tenant, the base. */
+static void quick(model &m, int n, char **rows) {
     double rate = read_rate(m);
-    printf("read rate %.0f GB/s\n%4s %8s %6s  %-36s %8s %8s %8s %8s\n", rate, "T", "tenants",
-           "floor", "qkv, o, gate+up, down: us, of floor", "fitted", "1 tenant", "base", "planes");
-    for (int t : {1, 4, 8, 16, 32, 64}) {
+    printf("read rate %.0f GB/s\n%4s %8s %6s  %-36s %8s %8s %8s\n", rate, "T", "tenants", "floor",
+           "qkv, o, gate+up, down: us, of floor", "fitted", "1 tenant", "base");
+    for (int i = 0; i < n; i++) {
+        int t = atoi(rows[i]);
         set_mix(m, t, t, false);
         check_mix(m, t);
         double floor = (m.base_bytes + t * m.tenant_bytes) / rate / 1e6;
         float all = fused_ms(m, t, false);
         printf("%4d %8.3f %5.1f%% ", t, all, 100 * floor / all);
-        for (int i = 0; i < KINDS; i++) {
-            double bytes = 2.0 * m.n_out[i] * kinds[i].n_k * (1 + t / 16.0);
-            float us = fused_ms(m, t, false, i) * 1e3f / LAYERS;
+        for (int j = 0; j < KINDS; j++) {
+            double bytes = 2.0 * m.n_out[j] * kinds[j].n_k * (1 + t / 16.0);
+            float us = fused_ms(m, t, false, j) * 1e3f / LAYERS;
             printf(" %5.1f %2.0f%%", us, 100 * bytes / rate / 1e3 / us);
         }
-        float planes = fused_ms(m, t, true);
         set_mix(m, t, t, true);
         check_mix(m, t);
         float fitted = fused_ms(m, t, false);
@@ -314,7 +314,7 @@ static void quick(model &m) {
         float one = fused_ms(m, t, false);
         set_mix(m, t, 0, false);
         check_mix(m, t);
-        printf("  %8.3f %8.3f %8.3f %8.3f\n", fitted, one, fused_ms(m, t, false), planes);
+        printf("  %8.3f %8.3f %8.3f\n", fitted, one, fused_ms(m, t, false));
     }
 }
 
@@ -322,13 +322,14 @@ static void table(model &m) {
     double rate = read_rate(m);
     printf("read rate %.0f GB/s; base %.2f GB, tenant %.3f GB, %d blocks\n", rate,
            m.base_bytes / 1e9, m.tenant_bytes / 1e9, m.grid);
-    printf("%4s %9s %9s %9s %7s %9s %9s %9s %9s\n", "T", "cuBLAS", "T tenants", "floor", "of it",
-           "fitted", "+ planes", "1 tenant", "base");
+    printf("%4s %9s %9s %9s %7s %9s %9s %9s %9s %9s\n", "T", "cuBLAS", "T tenants", "floor",
+           "of it", "fitted", "+ planes", "1 tenant", "base", "int8");
     for (int t : {1, 2, 4, 8, 16, 32, 64}) {
         set_mix(m, t, t, false);
         check_mix(m, t);
         float blas = cublas_ms(m, t);
         float many = fused_ms(m, t, false), planes = fused_ms(m, t, true);
+        float int8 = fused_ms(m, t, false, -1, true);
         set_mix(m, t, t, true);
         check_mix(m, t);
         float fitted = fused_ms(m, t, false);
@@ -339,8 +340,8 @@ static void table(model &m) {
         check_mix(m, t);
         float none = fused_ms(m, t, false);
         double floor = (m.base_bytes + t * m.tenant_bytes) / rate / 1e6;
-        printf("%4d %9.3f %9.3f %9.3f %6.1f%% %9.3f %9.3f %9.3f %9.3f\n", t, blas, many, floor,
-               100 * floor / many, fitted, planes, one, none);
+        printf("%4d %9.3f %9.3f %9.3f %6.1f%% %9.3f %9.3f %9.3f %9.3f %9.3f\n", t, blas, many,
+               floor, 100 * floor / many, fitted, planes, one, none, int8);
     }
 }
 
@@ -354,7 +355,7 @@ int main(int argc, char **argv) {
         set_mix(m, atoi(argv[2]), atoi(argv[2]), false);
         check_mix(m, atoi(argv[2]));
     } else if (argc > 1 && !strcmp(argv[1], "quick"))
-        quick(m);
+        quick(m, argc - 2, argv + 2);
     else
         table(m);
     CUDA(cudaDeviceSynchronize());

@@ -2,6 +2,7 @@
  *   the bit planes and scales equal the integers of kernels/delta.h, computed here on the host;
  *   with a zero base the FP32 output equals the host's chain of additions bit for bit;
  *   with a base it is near the double reference; added to what stands there, it is that sum;
+ *   the kernel for other devices gives the same bits;
  *   a dense part has the bits that the same matrix has as a base;
  *   nothing outside the outputs is written, every output is, and a second run gives the same bits;
  *   each row alone, and all rows in another order, give the same bits.
@@ -325,7 +326,7 @@ enum { POISON = 0x7fedcba9 }; /* a NaN that no arithmetic makes */
 
 /* Runs into poisoned memory, or adds to 0.5; checks after each launch what was written. */
 static std::vector<float> run(const fixture &f, rows_step &s, const __half *base, bool add,
-                              int max_rows) {
+                              int max_rows, bool plain = false) {
     std::vector<uint32_t> y(s.y_elements, POISON), half(s.y_elements);
     for (size_t i = 0; i < y.size() && add; i++)
         y[i] = writer_of(f, s, i) ? 0x3f000000 : POISON;
@@ -333,7 +334,9 @@ static std::vector<float> run(const fixture &f, rows_step &s, const __half *base
     uint32_t *d = device_copy(y);
     s.args.base = (const uint4 *)base, s.args.y = (float *)d, s.args.add = add;
     for (int launch = 1; launch <= 1 + (s.n_dense > 0); launch++) {
-        if (launch == 1)
+        if (launch == 1 && plain)
+            OK(linear_plain_launch(&s.args, max_rows, 0));
+        else if (launch == 1)
             OK(linear_launch(&s.args, max_rows, 0));
         else
             OK(linear_dense_launch(&s.args, max_rows, 0));
@@ -527,6 +530,12 @@ static void check_values(const fixture &f, rows_step &s, int max_rows) {
     std::vector<double> want = host_copy(d_want, (size_t)n_rows * f.n_out);
     if (memcmp(y.data(), again.data(), y.size() * 4))
         fail(f.c->name, "a second run's bits differ", 1, 0);
+    std::vector<float> plain = run(f, s, f.base, false, max_rows, true);
+    for (size_t i = 0; i < y.size(); i++)
+        if (memcmp(&y[i], &plain[i], 4)) {
+            fail(f.c->name, "the kernel for other devices gives other bits", plain[i], y[i]);
+            break;
+        }
     double error = 0, norm = 0;
     for (int r = 0; r < n_rows; r++)
         for (int n = 0; n < f.n_out; n++) {
