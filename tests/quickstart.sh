@@ -34,6 +34,7 @@ while read -r block; do
     steps=$((steps + 1))
     if [ "${block##*.}" = background ]; then
         sed -i '1s/^/exec /' "$block"
+        : > "$work/daemon.log"
         bash -e "$block" 2> "$work/daemon.log" < /dev/null &
         daemon=$!
         for _ in $(seq 200); do

@@ -24,6 +24,7 @@ let models = [];            // ids, as served
 let base = '';              // id of the base
 const chosen = new Set();   // ids, in the order of choosing
 const bytesOf = new Map();  // id -> memory it holds
+const sameAs = new Map();   // id -> the first name of the same bits
 const panels = new Map();   // id -> Panel
 let run = null;             // what is in flight: { panels, began, before }
 let figures = null;         // the last reading of /metrics
@@ -71,10 +72,16 @@ async function loadModels() {
     const { data } = await response.json();
     models = data.map((m) => m.id);
     base = data.find((m) => !m.parent)?.id ?? models[0] ?? '';
-    if (!chosen.size) models.slice(0, 6).forEach((id) => chosen.add(id));
     for (const id of chosen) if (!models.includes(id)) chosen.delete(id);
+    const first = new Map();
+    sameAs.clear();
+    for (const { id, system_fingerprint: print } of data) {
+      if (first.has(print)) sameAs.set(id, first.get(print));
+      else first.set(print, id);
+    }
+    if (!chosen.size) [...first.values()].slice(0, 6).forEach((id) => chosen.add(id));
     note.textContent = '';
-    $('base').textContent = `${base}, ${plural(models.length - 1, 'tenant')}`;
+    $('base').textContent = `${base}, ${plural(first.size - 1, 'tenant')}`;
   } catch (e) {
     note.classList.add('bad');
     note.textContent = e instanceof Problem ? e.message : unreachable;
@@ -157,7 +164,7 @@ function showFigures() {
   ]);
   for (const small of document.querySelectorAll('#models small')) {
     const held = bytesOf.get(small.dataset.model);
-    small.textContent = small.dataset.model === base ? 'base' : held ? bytes(held) : '';
+    small.textContent = small.dataset.model === base ? 'base' : sameAs.has(small.dataset.model) ? `= ${sameAs.get(small.dataset.model)}` : held ? bytes(held) : '';
   }
 }
 
@@ -491,7 +498,8 @@ async function settle() {
   const failed = [...ran].filter((panel) => panel.problem).length;
   const sent = Math.min(ended, ...[...ran].map((panel) => panel.sentAt || ended));
   let words = `${plural(ran.size, 'answer')}, ${plural(tokens, 'token')} in ${seconds(ended - sent)}`;
-  if (failed) words += `; ${failed} failed`;
+  if (failed === ran.size) words = ran.size === 1 ? 'It did not answer' : `None of the ${ran.size} answered`;
+  else if (failed) words += `; ${failed} failed`;
   const [then, now] = [await before, await readFigures().catch(() => null)];
   if (then && now && now.steps > then.steps && now.generated > then.generated)
     words += `. The engine took ${plural(now.steps - then.steps, 'step')} meanwhile: ${number((now.generated - then.generated) / (now.steps - then.steps), 1)} tokens a step`;

@@ -376,6 +376,27 @@ def bad_settings_are_said_before_sending(browser):
     clean(page, daemon, ["status of 400"])
 
 
+def many_tenants_are_filtered(browser):
+    daemon = Daemon("--aliases", ",".join(f"customer-{i:03}=math" for i in range(220)))
+    page = ready(browser.open(daemon.url), 200)  # 225 names, 200 shown
+    assert page.js("$('filter').checkVisibility() && $('models-note').textContent.startsWith('25 more')")
+    assert page.js("$('base').textContent") == "base, 4 tenants"  # other names are no other tenants
+    page.click("#none")
+    page.click("#filter")
+    page.type("customer-21")
+    page.until("document.querySelectorAll('#models input').length === 10")
+    assert page.js("document.querySelector('#models small').textContent") == "= math"
+    page.click("#all")
+    tell(page, SUM)
+    page.click("#send")
+    page.until(DONE, 60)
+    assert len(state(page)) == 10 and set(state(page).values()) == {"done"}, state(page)
+    assert {text.strip() for text in texts(page).values()} == {"1146"}
+    page.js("$('filter').value = 'customer-0'; showModels(); $('all').click(); $('filter').value = 'customer-1'; showModels(); $('all').click()")
+    assert page.js("$('send').disabled") and "the most" in page.js("$('form-note').textContent")
+    clean(page, daemon)
+
+
 def the_policy_lets_nothing_else_in(browser):
     daemon = Daemon()
     page = ready(browser.open(daemon.url))
@@ -411,7 +432,7 @@ def pictures(browser):
 TESTS = [streams_run_side_by_side, keyboard_alone_is_enough, colours_follow_the_system_and_the_button,
          phones_scroll_down_only, a_full_queue_is_waited_for, lost_connections_are_said_in_words,
          one_stream_can_be_stopped, keys_stay_in_memory, the_curl_command_says_the_same,
-         chat_mode_talks_or_says_why_not, bad_settings_are_said_before_sending, the_policy_lets_nothing_else_in, pictures]
+         chat_mode_talks_or_says_why_not, bad_settings_are_said_before_sending, many_tenants_are_filtered, the_policy_lets_nothing_else_in, pictures]
 
 
 def main():
