@@ -7,6 +7,7 @@
 
 #include "config/clock.h"
 #include "config/log.h"
+#include "server/fit.h"
 #include "server/reply.h"
 #include "server/server.h"
 #include "server/surface.h"
@@ -14,8 +15,6 @@
 enum {
     INLINE_BODY_BYTES = 32768, /* larger bodies are parsed by a worker */
     INLINE_TEXT_BYTES = 4096,  /* longer prompts are tokenised by a worker: about 1 ms */
-    SLOT_BITS = 20,            /* engine id = submission number and slot */
-    MAX_LIVE = 1 << SLOT_BITS,
     EVENTS = 64,
 };
 
@@ -175,44 +174,6 @@ static void push_stream(struct generation *g, int i) {
     release(g);
 }
 
-/* --- requests in the engine ----------------------------------------------------------------- */
-
-/* A free entry, growing the table; its engine id in *id. */
-static err_t live_add(struct live *live, struct generation *g, int i_choice, uint64_t *id) {
-    if (live->n == live->cap) {
-        uint32_t cap = live->cap ? 2 * live->cap : 64;
-        if (cap > MAX_LIVE)
-            return E_BUSY;
-        struct live_entry *grown = realloc(live->entry, cap * sizeof *grown);
-        if (!grown)
-            return E_NOMEM;
-        memset(grown + live->cap, 0, (cap - live->cap) * sizeof *grown);
-        live->entry = grown;
-        live->cap = cap;
-    }
-    uint32_t slot = (uint32_t)(live->n_submitted % live->cap);
-    while (live->entry[slot].engine_id)
-        slot = (slot + 1) % live->cap;
-    *id = ++live->n_submitted << SLOT_BITS | slot;
-    live->entry[slot] = (struct live_entry){*id, g, i_choice};
-    live->n++;
-    return E_OK;
-}
-
-static struct live_entry *live_find(const struct live *live, uint64_t id) {
-    uint64_t slot = id & (MAX_LIVE - 1);
-    struct live_entry *entry = slot < live->cap ? &live->entry[slot] : NULL;
-    return entry && entry->engine_id == id ? entry : NULL;
-}
-
-static void live_remove(struct live *live, uint64_t id) {
-    struct live_entry *entry = live_find(live, id);
-    if (entry) {
-        *entry = (struct live_entry){0};
-        live->n--;
-    }
-}
-
 static void left_engine(struct generation *g, int i) {
     live_remove(&g->server->live, g->tickets[i].engine_id);
     g->tickets[i].in_engine = false;
@@ -238,7 +199,9 @@ static void take_answer(struct generation *g, int i, const struct gen_event *eve
         time_token(g, &g->tickets[i]);
     err_t e = reply_event(&g->reply, i, event);
     if (e) {
-        fail(g, e, NULL, NULL);
+        if (e == E_TOO_LARGE)
+            why_set(&g->why, e, "The reply outgrew %d MiB.", REPLY_MAX_BYTES >> 20);
+        fail(g, e, NULL, &g->why);
         return;
     }
     if (g->reply.choices[i].done)
@@ -281,81 +244,12 @@ void generation_poll(struct server *s) {
 
 /* --- into the engine ------------------------------------------------------------------------ */
 
-static err_t check_id(struct generation *g, const char *field, int64_t id) {
-    if (id >= 0 && id < g->model->info->vocab)
-        return E_OK;
-    g->field = field;
-    return why_set(&g->why, E_TOKEN_RANGE, "'%s' id %lld is outside 0 .. %d.", field, (long long)id,
-                   g->model->info->vocab - 1);
-}
-
-static err_t check_prompt(struct generation *g, const struct prompt *p) {
-    const struct tenant_info *info = g->model->info;
-    int32_t max_tokens = g->params.gen.max_tokens;
-    err_t e = E_OK;
-    for (int32_t i = 0; !e && i < p->n_ids; i++)
-        e = check_id(g, "prompt", p->ids[i]);
-    if (e)
-        return e;
-    g->field = "prompt";
-    if (p->n_ids == 0)
-        return why_set(&g->why, E_INVAL, "'prompt' gives no token at all.");
-    if (max_tokens < 0 ? p->n_ids < info->context : (int64_t)p->n_ids + max_tokens <= info->context)
-        return E_OK;
-    if (max_tokens < 0)
-        return why_set(&g->why, E_CONTEXT,
-                       "This model's context is %d tokens; the prompt has %d and leaves no room.",
-                       info->context, p->n_ids);
-    if (p->n_ids < info->context)
-        g->field = "max_tokens";
-    return why_set(&g->why, E_CONTEXT,
-                   "This model's context is %d tokens; the prompt has %d and max_tokens is %d.",
-                   info->context, p->n_ids, max_tokens);
-}
-
-/* Ids and lengths against the model that was named; the engine checks again. */
-static err_t check_against_model(struct generation *g) {
-    const struct gen_request *r = &g->params.gen;
-    err_t e = E_OK;
-    for (int i = 0; !e && i < g->params.n_prompts; i++)
-        e = check_prompt(g, &g->params.prompt[i]);
-    for (int32_t i = 0; !e && i < r->n_bias; i++)
-        e = check_id(g, "logit_bias", r->bias[i].id);
-    for (int32_t i = 0; !e && i < r->n_stop_ids; i++)
-        e = check_id(g, "stop_token_ids", r->stop_id[i]);
-    return e;
-}
-
-/* The engine's own copy of the ids and the bias of choice i. */
-static err_t fill_request(const struct generation *g, int i, struct gen_request *r) {
-    const struct params *p = &g->params;
-    const struct prompt *prompt = g->reply.choices[i].prompt;
-    *r = p->gen;
-    r->tenant = g->model->tenant;
-    r->seed += (uint64_t)(i % p->best_of);
-    r->n_ids = prompt->n_ids;
-    r->ids = malloc((size_t)r->n_ids * sizeof *r->ids);
-    r->bias = r->n_bias ? malloc((size_t)r->n_bias * sizeof *r->bias) : NULL;
-    if (!r->ids || (r->n_bias && !r->bias)) {
-        free(r->ids);
-        free(r->bias);
-        return E_NOMEM;
-    }
-    memcpy(r->ids, prompt->ids, (size_t)r->n_ids * sizeof *r->ids);
-    if (r->n_bias)
-        memcpy(r->bias, p->gen.bias, (size_t)r->n_bias * sizeof *r->bias);
-    if (r->max_tokens < 0)
-        r->max_tokens = g->model->info->context - r->n_ids;
-    if (r->min_tokens > r->max_tokens)
-        r->min_tokens = r->max_tokens;
-    return E_OK;
-}
-
 static err_t submit(struct generation *g, int i) {
     struct server *s = g->server;
     struct gen_request request;
     struct ticket *t = &g->tickets[i];
-    err_t e = fill_request(g, i, &request);
+    err_t e = fit_request(&g->params, g->reply.choices[i].prompt, g->model, i % g->params.best_of,
+                          &request);
     if (e)
         return e;
     e = live_add(&s->live, g, i, &request.id);
@@ -389,9 +283,8 @@ static err_t submit_all(struct generation *g) {
 
 /* The ids are there: check, and send them off. */
 static void go(struct generation *g) {
-    err_t e = check_against_model(g);
+    err_t e = fit_check(&g->params, g->model->info, &g->field, &g->why);
     if (!e) {
-        g->field = NULL;
         struct reply_names names = {g->id, g->params.model, g->model->fingerprint,
                                     (int64_t)time(NULL)};
         g->has_reply = true;
@@ -571,6 +464,5 @@ void generation_close(struct server *s) {
         else
             release(entry.g);
     }
-    free(s->live.entry);
-    s->live = (struct live){0};
+    live_free(&s->live);
 }

@@ -5,24 +5,9 @@
 #ifndef SERVER_GENERATION_H
 #define SERVER_GENERATION_H
 
-#include <stdint.h>
-
 struct exchange;
-struct generation;
 struct server;
 struct surface;
-
-/* What the engine's events are told apart by: a request in the engine and whose it is. */
-struct live_entry {
-    uint64_t engine_id; /* 0: free */
-    struct generation *g;
-    int i_choice;
-};
-struct live {
-    struct live_entry *entry; /* [cap] owned; the low bits of an engine id are its index */
-    uint32_t cap, n;
-    uint64_t n_submitted;
-};
 
 /* A handler of a route calls this: it answers x, now or later, as the surface says. */
 void generation_start(struct server *s, struct exchange *x, const struct surface *surface);

@@ -82,19 +82,16 @@ static const struct field *find_field(const struct field *list, int n, const cha
     return NULL;
 }
 
-/* Counts a field that nothing is known of, and notes its name if it is plain enough for a header.
- */
-static void note_ignored(struct params *p, const char *key) {
+void params_note_ignored(char ignored[PARAMS_IGNORED_BYTES], const char *key) {
     static const char plain[] = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_-";
-    size_t n = strlen(key), at = strlen(p->ignored);
-    p->n_unknown++;
-    if (n == 0 || strspn(key, plain) != n || at + n + 3 > sizeof p->ignored)
+    size_t n = strlen(key), at = strlen(ignored);
+    if (n == 0 || strspn(key, plain) != n || at + n + 3 > PARAMS_IGNORED_BYTES)
         return;
     if (at) {
-        memcpy(p->ignored + at, ", ", 2);
+        memcpy(ignored + at, ", ", 2);
         at += 2;
     }
-    memcpy(p->ignored + at, key, n + 1);
+    memcpy(ignored + at, key, n + 1);
 }
 
 static err_t read_one(struct params *p, const struct surface *surface, const char *key, json_t *v,
@@ -106,7 +103,8 @@ static err_t read_one(struct params *p, const struct surface *surface, const cha
             p->given |= (uint64_t)1 << (f - fields_common);
     }
     if (!f) {
-        note_ignored(p, key);
+        p->n_unknown++;
+        params_note_ignored(p->ignored, key);
         return E_OK;
     }
     *field = f->name;

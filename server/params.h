@@ -62,6 +62,9 @@ void params_free(struct params *p);
 /* For the readers of special fields: an integer, also when written as 5.0 (some clients' JSON has
  * only doubles). */
 bool params_integer(const json_t *v, double low, double high, int64_t *out);
+/* Adds a field that nothing is known of to the names that the client is told of, if it is plain
+ * enough for a header. */
+void params_note_ignored(char ignored[PARAMS_IGNORED_BYTES], const char *key);
 /* `n` more prompts, zeroed; at most once. Errors: E_NOMEM. */
 err_t params_add_prompts(struct params *p, size_t n, struct why *why);
 

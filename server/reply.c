@@ -6,8 +6,6 @@
 #include "server/json.h"
 #include "server/surface.h"
 
-enum { REPLY_MAX_BYTES = 256 << 20 }; /* text and log-probabilities of all choices together */
-
 /* --- opening and counting ------------------------------------------------------------------- */
 
 /* Everything before the choices. Ids and fingerprints are plain words, a model's name may not be.

@@ -5,6 +5,8 @@
 
 #include "server/choice.h"
 
+enum { REPLY_MAX_BYTES = 256 << 20 }; /* text and log-probabilities of all choices together */
+
 struct reply {
     const struct params *params; /* borrowed */
     const struct surface *surface;

@@ -3,6 +3,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "config/utf8.h"
 #include "server/json.h"
 #include "server/params.h"
 #include "server/server.h"
@@ -51,31 +52,74 @@ static void finish(struct job *j) {
     job_free(j);
 }
 
+static bool is_known(const struct job *j, const char *key) {
+    static const char *const known[2][4] = {
+        {"model", "prompt", "add_special_tokens", "return_token_strs"}, {"model", "tokens"}};
+    for (int i = 0; i < 4; i++)
+        if (known[j->decode][i] && strcmp(key, known[j->decode][i]) == 0)
+            return true;
+    return false;
+}
+
+/* Tells the client of the fields that nothing was done with. */
+static void note_ignored(struct job *j) {
+    const char *key;
+    json_t *v;
+    json_object_foreach(j->request, key, v) if (!is_known(j, key) && !json_is_null(v)) {
+        j->server->metrics.unknown_fields++;
+        params_note_ignored(j->x->ignored, key);
+    }
+}
+
+/* A field that is true or false, or left out (then `other`). */
+static err_t read_flag(struct job *j, const char *name, bool other, bool *out) {
+    json_t *v = json_object_get(j->request, name);
+    *out = v && !json_is_null(v) ? json_is_true(v) : other;
+    if (!v || json_is_null(v) || json_is_boolean(v))
+        return E_OK;
+    j->field = name;
+    return why_set(&j->why, E_INVAL, "'%s' must be true or false.", name);
+}
+
+/* The pieces of the ids as text. */
+static json_t *token_strings(const struct tokenizer *t, const int32_t *ids, int32_t n) {
+    json_t *list = json_array();
+    for (int32_t i = 0; i < n; i++) {
+        size_t size = 0;
+        const char *piece = tokenizer_piece(t, ids[i], &size);
+        json_t *text = piece ? json_stringn(piece, size) : NULL; /* NULL: part of a character */
+        json_array_append_new(list, text ? text : json_string(UTF8_REPLACEMENT_TEXT));
+    }
+    return list;
+}
+
 static err_t encode(struct job *j) {
     json_t *prompt = json_object_get(j->request, "prompt");
-    json_t *special = json_object_get(j->request, "add_special_tokens");
     int32_t *ids = NULL, n = 0;
+    bool special, strings;
+    err_t e = read_flag(j, "add_special_tokens", true, &special);
+    if (!e)
+        e = read_flag(j, "return_token_strs", false, &strings);
+    if (e)
+        return e;
     j->field = "prompt";
     if (!json_is_string(prompt))
         return why_set(&j->why, E_INVAL, "'prompt' must be a string.");
-    if (special && !json_is_null(special) && !json_is_boolean(special)) {
-        j->field = "add_special_tokens";
-        return why_set(&j->why, E_INVAL, "'add_special_tokens' must be true or false.");
-    }
-    unsigned flags = ENCODE_PARSE_SPECIAL | (json_is_false(special) ? 0u : ENCODE_SPECIAL_TOKENS);
+    unsigned flags = ENCODE_PARSE_SPECIAL | (special ? ENCODE_SPECIAL_TOKENS : 0u);
     size_t max_bytes = j->server->options->max_prompt_bytes;
-    err_t e =
-        tokenizer_encode(j->model->tokenizer, json_string_value(prompt), json_string_length(prompt),
+    e = tokenizer_encode(j->model->tokenizer, json_string_value(prompt), json_string_length(prompt),
                          flags, max_bytes, INT32_MAX, &ids, &n, &j->why);
     if (e)
         return e;
     json_t *tokens = json_array();
     for (int32_t i = 0; i < n; i++)
         json_array_append_new(tokens, json_integer(ids[i]));
+    json_t *reply = json_pack("{s:i,s:i,s:o}", "count", (int)n, "max_model_len",
+                              (int)j->model->info->context, "tokens", tokens);
+    if (strings)
+        json_object_set_new(reply, "token_strs", token_strings(j->model->tokenizer, ids, n));
     free(ids);
-    j->reply = json_finish(json_pack("{s:i,s:i,s:o}", "count", (int)n, "max_model_len",
-                                     (int)j->model->info->context, "tokens", tokens),
-                           &j->n_reply);
+    j->reply = json_finish(reply, &j->n_reply);
     return j->reply ? E_OK : E_NOMEM;
 }
 
@@ -157,6 +201,7 @@ static void after_read(uv_work_t *w, int status) {
         finish(j);
         return;
     }
+    note_ignored(j);
     j->model = served_ref(model);
     uv_queue_work(&s->loop, &j->work, work_convert, after_convert);
 }

@@ -136,5 +136,11 @@ TEST(names_of_ignored_fields_are_told_to_the_client) {
     CHECK_EQ(a.status, 200);
     CHECK_HAS(a.head, "x-ignored-fields: priority, metadata\r\n");
     answer_free(&a);
+    a = client_call(&d, "POST", "/tokenize", NULL,
+                    "{\"prompt\":\"a caf\\u00e9\",\"return_token_strs\":true,\"content\":1}");
+    CHECK_EQ(a.status, 200);
+    CHECK_HAS(a.head, "x-ignored-fields: content\r\n");
+    CHECK_HAS(a.body, "\"token_strs\":[\"<s>\",");
+    answer_free(&a);
     CHECK_EQ(daemon_stop(&d, SIGTERM, 5000), 0);
 }
