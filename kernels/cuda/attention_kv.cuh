@@ -49,11 +49,16 @@ __device__ __forceinline__ char *kv_block(const struct attention_args &a, int pa
     return (char *)a.kv + block * kv_block_bytes(a.head_dim);
 }
 
+/* The bytes that make 1024 + a byte of a byte, as fp16. Not a constant to the compiler, which would
+ * put it into the instruction and fetch the selector into a register each time instead. */
+__device__ __forceinline__ uint32_t kv_magic(const attention_args &a) {
+    return 0x64646464u | (uint32_t)a.head_dim >> 16;
+}
 /* Two stored numbers -> the high parts 256 h, the low parts l, as fp16 multiples of 2^-24. */
-__device__ __forceinline__ uint32_t kv_high(uint32_t stored) {
-    uint32_t high = __byte_perm(stored, 0x64646464, 0x4341); /* 1024 + h + 128 */
-    __half2 unit = __half2half2(__ushort_as_half(0x0100));   /* 2^-16 */
-    __half2 bias = __half2half2(__ushort_as_half(0xa480));   /* -1152 * 2^-16 */
+__device__ __forceinline__ uint32_t kv_high(uint32_t stored, uint32_t magic) {
+    uint32_t high = __byte_perm(stored, magic, 0x4341);    /* 1024 + h + 128 */
+    __half2 unit = __half2half2(__ushort_as_half(0x0100)); /* 2^-16 */
+    __half2 bias = __half2half2(__ushort_as_half(0xa480)); /* -1152 * 2^-16 */
     __half2 v = __hfma2(*(__half2 *)&high, unit, bias);
     return *(uint32_t *)&v;
 }
@@ -61,8 +66,8 @@ __device__ __forceinline__ uint32_t kv_low(uint32_t stored) {
     return stored & 0x00ff00ff;
 }
 /* Both, rounded to fp16. */
-__device__ __forceinline__ uint32_t kv_half(uint32_t stored) {
-    uint32_t high = kv_high(stored), low = kv_low(stored);
+__device__ __forceinline__ uint32_t kv_half(uint32_t stored, uint32_t magic) {
+    uint32_t high = kv_high(stored, magic), low = kv_low(stored);
     __half2 v = __hadd2(*(__half2 *)&high, *(__half2 *)&low);
     return *(uint32_t *)&v;
 }

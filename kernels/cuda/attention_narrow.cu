@@ -23,20 +23,23 @@
 namespace {
 
 enum {
-    WARPS = 4,
-    THREADS = WARPS * 32,
     SLOTS = 8,
-    QUEUE = 16, /* items begun by the copies and not ended by the sums; more than stages / 2 */
+    QUEUE = 8, /* items begun by the copies and not ended by the sums; more than stages / 2 + 1 */
 };
-/* p is kept as p 2^15, q as q 2^14 / max|q|: their fp16 halves stay clear of subnormals. */
-constexpr float P_EXPONENT = 15;
+/* p is kept as p 2^7 of a maximum that may lag behind by 2^8, q as q 2^14 / max|q|: their fp16
+ * halves stay clear of subnormals and of infinity. */
+constexpr float P_EXPONENT = 7, MOST_LAG = 8;
 enum { Q_EXPONENT = 14 };
+
+__host__ __device__ constexpr int warps_of(int steps) { /* two a scheduler, if registers allow */
+    return steps == 16 ? 4 : 8;
+}
 
 __host__ __device__ constexpr int stage_bytes(int steps) {
     return 64 * 16 * steps + KV_SCALE_BYTES;
 }
 __host__ __device__ constexpr int stages_of(int steps) { /* half pages of a warp */
-    return 51000 / stage_bytes(steps);
+    return 204000 / warps_of(steps) / (stage_bytes(steps) + 8);
 }
 
 struct item {
@@ -87,10 +90,11 @@ struct ring {
     char *stage;
     uint64_t *full;
     item *queue;
-    int at;                 /* stage that is filled next */
-    int head, page, ticket; /* queue entries so far, page in hand */
-    bool values, more;      /* which half comes next; tickets are left, or an item is in hand */
-    int32_t my_page;        /* lane i: id of page i of the split */
+    int at;            /* stage that is filled next */
+    int head, page;    /* queue entries so far, page in hand */
+    bool values, more; /* which half comes next; tickets are left, or an item is in hand */
+    bool begun;        /* the first ticket is taken */
+    int32_t my_page;   /* lane i: id of page i of the split */
     item now;
 };
 
@@ -158,14 +162,8 @@ __device__ bool make_item(const attention_args &a, const plan &p, int ticket, it
     return from <= it.last_key;
 }
 
-__device__ void take_ticket(const attention_args &a, ring &r, int lane) {
-    if (lane == 0) /* known when the item in hand is all copied */
-        r.ticket = gridDim.x * WARPS + atomicAdd((int32_t *)a.workspace, 1);
-}
-
-/* Turns the ticket into the item in hand, or into the end of the queue; may have to be repeated. */
-__device__ void next_item(const attention_args &a, const plan &p, ring &r, int lane) {
-    int ticket = __shfl_sync(~0u, r.ticket, 0);
+/* Turns a ticket into the item in hand, or into the end of the queue; may have to be repeated. */
+__device__ void next_item(const attention_args &a, const plan &p, ring &r, int ticket, int lane) {
     r.more = ticket < p.prefix[p.n_seqs];
     if (r.more && !make_item(a, p, ticket, r.now)) {
         r.page = 1, r.now.last_page = 0;
@@ -188,15 +186,19 @@ template <int STEPS>
 __device__ bool fill(const attention_args &a, const plan &p, ring &r, bool early, int lane,
                      uint64_t policy) {
     while (r.more && r.page > r.now.last_page) {
-        if (early && r.head)
-            return false;
-        next_item(a, p, r, lane);
-        if (early)
-            break;
-        take_ticket(a, r, lane);
+        int ticket = warps_of(STEPS) * gridDim.x; /* the first ones are dealt out */
+        if (early) {
+            if (r.begun)
+                return false;
+            r.begun = true;
+            ticket = threadIdx.x / 32 * gridDim.x + blockIdx.x;
+        } else { /* as late as can be, so that all warps end together */
+            int taken = lane == 0 ? atomicAdd((int32_t *)a.workspace, 1) : 0;
+            ticket += __shfl_sync(~0u, taken, 0);
+        }
+        next_item(a, p, r, ticket, lane);
     }
-    if (!r.more || r.page > r.now.last_page ||
-        (early && (r.page + 1) * KV_PAGE_TOKENS > r.now.position))
+    if (!r.more || (early && (r.page + 1) * KV_PAGE_TOKENS > r.now.position))
         return false;
     int id = __shfl_sync(~0u, r.my_page, r.page - r.now.page);
     if (lane == 0) {
@@ -228,7 +230,7 @@ __device__ void split_halves(float x, float y, uint32_t &high, uint32_t &low) {
 
 /* What a warp has of its slots: lane (g, t) of row g works for slot g. */
 template <int STEPS> struct sums {
-    uint32_t q[STEPS][4];
+    uint32_t q[STEPS][4], magic;
     float scale; /* of a product of stored integers, into a power of two */
     int lo, hi;  /* keys that the slot sees; none when lo > hi */
     float max, sum;
@@ -298,8 +300,8 @@ __device__ void page_scores(const sums<STEPS> &s, const char *stage, int steps, 
             load_matrices(w, from + n * 256 * steps + k * 256);
 #pragma unroll
             for (int j = 0; j < 2; j++) {
-                mma_f16(score[n + j], s.q[k][0], s.q[k][1], s.q[k][2], s.q[k][3], kv_high(w[2 * j]),
-                        kv_high(w[2 * j + 1]));
+                mma_f16(score[n + j], s.q[k][0], s.q[k][1], s.q[k][2], s.q[k][3],
+                        kv_high(w[2 * j], s.magic), kv_high(w[2 * j + 1], s.magic));
                 mma_f16(score[n + j], s.q[k][0], s.q[k][1], s.q[k][2], s.q[k][3], kv_low(w[2 * j]),
                         kv_low(w[2 * j + 1]));
             }
@@ -336,24 +338,24 @@ __device__ void page_softmax(sums<STEPS> &s, const char *stage, int first_key, i
         float z = __shfl_xor_sync(~0u, most, lanes);
         most = z > most || z != z ? z : most;
     }
-    most = s.max > most ? s.max : most;
-    float base = most == -INFINITY ? 0.0f : most; /* nothing seen so far */
-    float keep = exp2_fast(s.max - base);
-    s.max = most;
+    bool grows = !(most <= s.max + MOST_LAG); /* or is NaN */
+    float base = grows ? most : s.max, keep = grows ? exp2_fast(s.max - most) : 1.0f;
+    s.max = base;
+    base = base == -INFINITY ? 0.0f : base - P_EXPONENT; /* nothing seen so far */
     float sum = 0;
 #pragma unroll
     for (int n = 0; n < 4; n++) {
         float e[2];
 #pragma unroll
         for (int i = 0; i < 2; i++) {
-            e[i] = exp2_fast(x[n][i] - base + P_EXPONENT);
+            e[i] = exp2_fast(x[n][i] - base);
             sum += e[i];
         }
         split_halves(e[0] * scale[n][0], e[1] * scale[n][1], p[n / 2][n % 2 * 2],
                      p[n / 2][n % 2 * 2 + 1]);
     }
     s.sum = s.sum * keep + sum;
-    if (__any_sync(~0u, keep != 1.0f)) {
+    if (__any_sync(~0u, grows)) {
 #pragma unroll
         for (int n = 0; n < 2 * STEPS; n++)
 #pragma unroll
@@ -378,8 +380,8 @@ __device__ void page_values(sums<STEPS> &s, const char *stage, int steps, int la
 #pragma unroll
             for (int j = 0; j < 2; j++) {
                 float(&o)[4] = s.o[2 * k + j];
-                mma_f16(o, p[half][0], p[half][1], p[half][2], p[half][3], kv_high(w[2 * j]),
-                        kv_high(w[2 * j + 1]));
+                mma_f16(o, p[half][0], p[half][1], p[half][2], p[half][3],
+                        kv_high(w[2 * j], s.magic), kv_high(w[2 * j + 1], s.magic));
                 mma_f16(o, p[half][0], p[half][1], p[half][2], p[half][3], kv_low(w[2 * j]),
                         kv_low(w[2 * j + 1]));
             }
@@ -476,10 +478,10 @@ __device__ void end_item(const attention_args &a, const item &it, sums<STEPS> &s
 
 /* STEPS: of 16 columns. 16 serves every head size, the others just their own. */
 template <int STEPS>
-__global__ void __launch_bounds__(THREADS, 1)
+__global__ void __launch_bounds__(warps_of(STEPS) * 32, 1)
     attention_narrow_kernel(const __grid_constant__ attention_args a) {
     extern __shared__ __align__(128) char shared[];
-    constexpr int STAGES = stages_of(STEPS);
+    constexpr int STAGES = stages_of(STEPS), WARPS = warps_of(STEPS);
     int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
     int steps = STEPS == 16 ? kv_padded(a.head_dim) / 16 : STEPS;
     char *rings = shared;
@@ -509,18 +511,17 @@ __global__ void __launch_bounds__(THREADS, 1)
     __syncthreads();
 
     uint64_t policy = policy_evict_first();
-    r.ticket = warp * gridDim.x + blockIdx.x;
     r.more = true;
     r.page = 1; /* past last_page: fetch an item */
     int filled = 0;
     while (filled < STAGES && fill<STEPS>(a, p, r, true, lane, policy))
         filled++;
     grid_wait();
-    take_ticket(a, r, lane);
     for (; filled < STAGES; filled++)
         fill<STEPS>(a, p, r, false, lane, policy);
     int at = 0, parity = 0;
     sums<STEPS> s;
+    s.magic = kv_magic(a);
     for (int i = 0;; i++) {
         __syncwarp();
         const item it = r.queue[i % QUEUE];
@@ -561,8 +562,8 @@ const struct variant variants[] = {
     {16, attention_narrow_kernel<16>},
 };
 constexpr size_t shared_bytes(int32_t steps, int32_t max_rows) {
-    return (size_t)WARPS * ((size_t)stages_of(steps) * (size_t)(stage_bytes(steps) + 8) +
-                            QUEUE * sizeof(item)) +
+    return (size_t)warps_of(steps) * ((size_t)stages_of(steps) * (size_t)(stage_bytes(steps) + 8) +
+                                      QUEUE * sizeof(item)) +
            (size_t)max_rows * (sizeof(sequence) + 4) + 4;
 }
 static_assert(shared_bytes(4, MOST_NARROW) <= 227 << 10 &&
@@ -598,7 +599,7 @@ err_t attention_narrow(const struct attention_args *a, int32_t max_rows, cudaStr
         v++;
     cudaLaunchConfig_t config = {};
     config.gridDim = dim3((unsigned)a->n_thread_blocks);
-    config.blockDim = dim3(THREADS);
+    config.blockDim = dim3((unsigned)warps_of(v->steps) * 32);
     config.dynamicSmemBytes = shared_bytes(v->steps, max_rows);
     config.stream = stream;
     cudaLaunchAttribute early[1];

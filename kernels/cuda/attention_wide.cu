@@ -93,13 +93,13 @@ __device__ bool find_work(const attention_args &a, work &w) {
 
 /* One thread: starts the copies of a tile's pages. */
 template <int STEPS>
-__device__ void copy_tile(const attention_args &a, const work &w, char *stage, int tile,
-                          uint64_t *copied) {
-    int e = a.head_dim, first = tile * TILE_PAGES, n = min(TILE_PAGES, w.pages - first);
+__device__ void copy_tile(const attention_args &a, const work &w, char *stage,
+                          const int32_t (&id)[TILE_PAGES], int n, uint64_t *copied) {
+    int e = a.head_dim;
     uint32_t groups = KV_PAGE_TOKENS / KV_GROUP, group = 16 * kv_padded(e);
     barrier_arrive_expect(copied, n * (KV_SCALE_BYTES + 2 * groups * group));
     for (int i = 0; i < n; i++) {
-        const char *block = kv_block(a, a.step.page[w.seq.first_page + first + i], w.kv);
+        const char *block = kv_block(a, id[i], w.kv);
         bulk_copy(stage + scales_at(STEPS) + i * KV_SCALE_BYTES, block, KV_SCALE_BYTES, copied);
         for (int v = 0; v < 2; v++) {
             const char *from = block + (v ? kv_values_at(e) : kv_keys_at());
@@ -114,14 +114,31 @@ __device__ void copy_tile(const attention_args &a, const work &w, char *stage, i
     }
 }
 
+/* One warp's: the pages of the tiles to copy, their ids loaded well before they are wanted. */
+struct page_ids {
+    const int32_t *from; /* the first tile's first page */
+    int n, now, next;    /* pages; lane i has id of page i of 32, and of the 32 after */
+};
+__device__ int load_ids(const page_ids &p, int first, int lane) {
+    return first + lane < p.n ? p.from[first + lane] : 0;
+}
+
 /* Integers -> fp16 multiples of 2^-24, in place; any bits give finite numbers. */
-template <int STEPS> __device__ void convert_tile(char *stage, int thread) {
+template <int STEPS> __device__ void convert_tile(char *stage, uint32_t magic, int thread) {
+    enum { AT_ONCE = STEPS % 4 ? 2 : 4 };
     uint4 *p = (uint4 *)stage + thread;
-#pragma unroll 4
-    for (int i = 0; i < scales_at(STEPS) / 16 / 128; i++) {
-        uint4 v = p[i * 128];
-        v.x = kv_half(v.x), v.y = kv_half(v.y), v.z = kv_half(v.z), v.w = kv_half(v.w);
-        p[i * 128] = v;
+#pragma unroll 1
+    for (int i = 0; i < scales_at(STEPS) / 16 / 128; i += AT_ONCE) {
+        uint4 v[AT_ONCE];
+#pragma unroll
+        for (int j = 0; j < AT_ONCE; j++)
+            v[j] = p[(i + j) * 128];
+#pragma unroll
+        for (int j = 0; j < AT_ONCE; j++) {
+            v[j].x = kv_half(v[j].x, magic), v[j].y = kv_half(v[j].y, magic);
+            v[j].z = kv_half(v[j].z, magic), v[j].w = kv_half(v[j].w, magic);
+            p[(i + j) * 128] = v[j];
+        }
     }
 }
 
@@ -144,25 +161,42 @@ __device__ void bring(const attention_args &a, const work &w, char *ring, uint64
                       int thread) {
     constexpr int STAGES = stages_of(STEPS), BEHIND = STAGES > 2 ? 2 : 1;
     float unit = KV_UNIT * 1.4426950408889634f * rsqrtf((float)a.head_dim);
-    auto copy = [&](int i) {
-        uint64_t *b = barriers + 3 * (i % STAGES);
-        barrier_wait(b + FREE, (i / STAGES & 1) ^ 1);
-        copy_tile<STEPS>(a, w, ring + i % STAGES * stage_bytes(STEPS), w.tile + i, b + COPIED);
+    uint32_t magic = kv_magic(a);
+    int lane = thread % 32;
+    page_ids ids = {a.step.page + w.seq.first_page + w.tile * TILE_PAGES,
+                    w.pages - w.tile * TILE_PAGES, 0, 0};
+    if (thread < 32)
+        ids.next = load_ids(ids, 0, lane);
+    auto copy = [&](int i) { /* the first warp */
+                             if (i * TILE_PAGES % 32 == 0) {
+                                 ids.now = ids.next;
+                                 ids.next = load_ids(ids, i * TILE_PAGES + 32, lane);
+                             }
+                             int32_t id[TILE_PAGES];
+                             for (int j = 0; j < TILE_PAGES; j++)
+                                 id[j] = __shfl_sync(~0u, ids.now, (i * TILE_PAGES + j) % 32);
+                             if (lane == 0) {
+                                 uint64_t *b = barriers + 3 * (i % STAGES);
+                                 barrier_wait(b + FREE, (i / STAGES & 1) ^ 1);
+                                 copy_tile<STEPS>(a, w, ring + i % STAGES * stage_bytes(STEPS), id,
+                                                  min(TILE_PAGES, ids.n - i * TILE_PAGES),
+                                                  b + COPIED);
+                             }
+                             __syncwarp();
     };
-    if (thread == 0)
+    if (thread < 32)
         for (int i = 0; i < min(STAGES, w.n_tiles); i++)
             copy(i);
     for (int i = 0; i < w.n_tiles; i++) {
         char *stage = ring + i % STAGES * stage_bytes(STEPS);
         barrier_wait(barriers + 3 * (i % STAGES) + COPIED, i / STAGES & 1);
-        convert_tile<STEPS>(stage, thread);
+        convert_tile<STEPS>(stage, magic, thread);
         convert_scales<STEPS>(w, stage, w.tile + i, unit, thread);
         engines_fence();
         barrier_arrive(barriers + 3 * (i % STAGES) + READY);
         /* Into the stage of a tile that the others have left by now, or nearly. */
-        if (thread == 0 && i >= BEHIND && i - BEHIND + STAGES < w.n_tiles)
+        if (thread < 32 && i >= BEHIND && i - BEHIND + STAGES < w.n_tiles)
             copy(i - BEHIND + STAGES);
-        __syncwarp();
     }
 }
 
@@ -224,12 +258,13 @@ __device__ void start_values(sums<STEPS> &s, const uint32_t (&p)[4][4], uint32_t
     wgmma_commit();
 }
 
-/* score -> p, an A operand for each 16 keys. */
+/* score -> p in FP32, times 2^P_EXPONENT. Gives what the rows' sums so far must be multiplied by;
+ * false: by 1 for all rows of the warp. */
 template <int STEPS>
-__device__ void tile_softmax(sums<STEPS> &s, const char *stage, int first_key, bool all_seen,
-                             int lane, float (&score)[32], uint32_t (&p)[4][4]) {
+__device__ bool tile_softmax(sums<STEPS> &s, const char *stage, int first_key, bool all_seen,
+                             int lane, float (&score)[32], float (&keep)[2]) {
     const float *factor = (const float *)(stage + factors_at(STEPS)) + lane % 4 * 2;
-    float most[2] = {-INFINITY, -INFINITY}, keep[2], base[2], sum[2] = {};
+    float most[2] = {-INFINITY, -INFINITY}, base[2], sum[2] = {};
 #pragma unroll
     for (int n = 0; n < 8; n++) {
         float2 scale = *(const float2 *)(factor + 8 * n);
@@ -256,35 +291,44 @@ __device__ void tile_softmax(sums<STEPS> &s, const char *stage, int first_key, b
     for (int h = 0; h < 2; h++) {
         most[h] = fmaxf(most[h], __shfl_xor_sync(~0u, most[h], 1));
         most[h] = fmaxf(most[h], __shfl_xor_sync(~0u, most[h], 2));
-        bool grows = most[h] > s.max[h] + MOST_LAG || s.max[h] == -INFINITY;
-        most[h] = grows ? most[h] : s.max[h];
-        base[h] = most[h] == -INFINITY ? 0.0f : most[h] - P_EXPONENT; /* nothing seen so far */
-        keep[h] = grows ? exp2_fast(s.max[h] - base[h] - P_EXPONENT) : 1.0f;
-        s.max[h] = most[h];
+        bool grows = most[h] > s.max[h] + MOST_LAG;
+        keep[h] = grows ? exp2_fast(s.max[h] - most[h]) : 1.0f;
+        s.max[h] = grows ? most[h] : s.max[h];
+        base[h] = s.max[h] == -INFINITY ? 0.0f : s.max[h] - P_EXPONENT; /* nothing seen so far */
         grown |= grows;
     }
 #pragma unroll
     for (int n = 0; n < 8; n++) {
         float2 inverse = *(const float2 *)(factor + 2 * KEYS + 8 * n);
 #pragma unroll
-        for (int h = 0; h < 2; h++) {
-            float x = exp2_fast(score[4 * n + 2 * h] - base[h]);
-            float y = exp2_fast(score[4 * n + 2 * h + 1] - base[h]);
-            sum[h] = fmaf(x, inverse.x, sum[h]);
-            sum[h] = fmaf(y, inverse.y, sum[h]);
-            __half2 v = __floats2half2_rn(x, y);
-            p[n / 2][n % 2 * 2 + h] = *(uint32_t *)&v;
+        for (int i = 0; i < 4; i++) {
+            score[4 * n + i] = exp2_fast(score[4 * n + i] - base[i / 2]);
+            sum[i / 2] = fmaf(score[4 * n + i], i % 2 ? inverse.y : inverse.x, sum[i / 2]);
         }
     }
-    if (__any_sync(~0u, grown)) {
-        s.sum[0] *= keep[0], s.sum[1] *= keep[1];
 #pragma unroll
-        for (int j = 0; j < (STEPS > 8 ? 2 : 1); j++)
+    for (int h = 0; h < 2; h++)
+        s.sum[h] = fmaf(s.sum[h], keep[h], sum[h]);
+    return __any_sync(~0u, grown);
+}
+
+template <int STEPS> __device__ void scale_sums(sums<STEPS> &s, const float (&keep)[2]) {
 #pragma unroll
-            for (int i = 0; i < (STEPS > 8 ? 64 : 8 * STEPS); i++)
-                s.o[j][i] *= keep[i / 2 % 2];
-    }
-    s.sum[0] += sum[0], s.sum[1] += sum[1];
+    for (int j = 0; j < (STEPS > 8 ? 2 : 1); j++)
+#pragma unroll
+        for (int i = 0; i < (STEPS > 8 ? 64 : 8 * STEPS); i++)
+            s.o[j][i] *= keep[i / 2 % 2];
+}
+
+/* p as an A operand for each 16 keys. */
+__device__ void pack(const float (&p)[32], uint32_t (&a)[4][4]) {
+#pragma unroll
+    for (int n = 0; n < 8; n++)
+#pragma unroll
+        for (int h = 0; h < 2; h++) {
+            __half2 v = __floats2half2_rn(p[4 * n + 2 * h], p[4 * n + 2 * h + 1]);
+            a[n / 2][n % 2 * 2 + h] = *(uint32_t *)&v;
+        }
 }
 
 template <int STEPS>
@@ -350,23 +394,54 @@ __device__ void multiply(const attention_args &a, const work &w, const char *rin
 #pragma unroll
         for (int i = 0; i < (STEPS > 8 ? 64 : 8 * STEPS); i++)
             s.o[j][i] = 0;
-    for (int i = 0; i < w.n_tiles; i++) {
-        uint64_t *b = barriers + 3 * (i % STAGES);
-        const char *stage = ring + i % STAGES * stage_bytes(STEPS);
-        int key = (w.tile + i) * KEYS;
-        barrier_wait(b + READY, i / STAGES & 1);
-        if (key <= last && key + KEYS > window_start(first, w.window)) {
-            float score[32];
-            uint32_t p[4][4];
-            start_scores<STEPS>(score, q, q_shared, shared_address(stage));
-            wgmma_wait<0>();
-            bool all_seen = key + KEYS - 1 <= first && key >= window_start(last, w.window);
-            tile_softmax(s, stage, key, all_seen, lane, score, p);
-            start_values(s, p, shared_address(stage));
-            wgmma_wait<0>();
-        }
+    /* Tiles [from, to) hold keys that some of these rows see. */
+    int from = window_start(first, w.window) / KEYS - w.tile, to = last / KEYS - w.tile + 1;
+    if (last < 0)
+        from = to = 0;
+    auto stage_of = [&](int i) { return ring + i % STAGES * stage_bytes(STEPS); };
+    auto leave = [&](int i) {
         if (lane == 0)
-            barrier_arrive(b + FREE);
+            barrier_arrive(barriers + 3 * (i % STAGES) + FREE);
+    };
+    auto wait_for = [&](int i) {
+        barrier_wait(barriers + 3 * (i % STAGES) + READY, i / STAGES & 1);
+    };
+    auto softmax = [&](int i, float(&score)[32], float(&keep)[2]) {
+        int key = (w.tile + i) * KEYS;
+        bool all_seen = key + KEYS - 1 <= first && key >= window_start(last, w.window);
+        return tile_softmax(s, stage_of(i), key, all_seen, lane, score, keep);
+    };
+    float score[32], keep[2];
+    uint32_t p[4][4];
+    for (int i = 0; i < w.n_tiles && i < from; i++) {
+        wait_for(i);
+        leave(i);
+    }
+    if (from < to) {
+        wait_for(from);
+        start_scores<STEPS>(score, q, q_shared, shared_address(stage_of(from)));
+        wgmma_wait<0>();
+        softmax(from, score, keep);
+        pack(score, p);
+        for (int i = from + 1; i < to; i++) {
+            wait_for(i);
+            start_scores<STEPS>(score, q, q_shared, shared_address(stage_of(i)));
+            start_values(s, p, shared_address(stage_of(i - 1)));
+            wgmma_wait<1>();
+            bool scale = softmax(i, score, keep); /* beside the sums of tile i - 1 */
+            wgmma_wait<0>();
+            leave(i - 1);
+            if (scale)
+                scale_sums(s, keep);
+            pack(score, p);
+        }
+        start_values(s, p, shared_address(stage_of(to - 1)));
+        wgmma_wait<0>();
+        leave(to - 1);
+    }
+    for (int i = to; i < w.n_tiles; i++) {
+        wait_for(i);
+        leave(i);
     }
     write_rows(a, w, row, s, lane);
 }
