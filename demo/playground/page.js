@@ -163,8 +163,8 @@ function showFigures() {
     ['device memory', bytes(f.deviceBytes)],
   ]);
   for (const small of document.querySelectorAll('#models small')) {
-    const held = bytesOf.get(small.dataset.model);
-    small.textContent = small.dataset.model === base ? 'base' : sameAs.has(small.dataset.model) ? `= ${sameAs.get(small.dataset.model)}` : held ? bytes(held) : '';
+    const id = small.dataset.model, held = bytesOf.get(id);
+    small.textContent = id === base ? 'base' : sameAs.has(id) ? `= ${sameAs.get(id)}` : held ? bytes(held) : '';
   }
 }
 
@@ -260,16 +260,24 @@ class Panel {
     this.wasChat = chat;
     if (again) this.parts.text.querySelectorAll('.current').forEach((e) => e.remove());
     else this.parts.text.querySelectorAll('.current').forEach((e) => e.classList.remove('current'));
-    const asked = Object.assign(document.createElement(chat ? 'span' : 'i'), { textContent: prompt, className: chat ? 'turn current' : 'current' });
+    const asked = document.createElement(chat ? 'span' : 'i');
+    Object.assign(asked, { textContent: prompt, className: chat ? 'turn current' : 'current' });
     this.output = document.createTextNode('');
     const said = Object.assign(document.createElement('span'), { className: 'current' });
     said.append(this.output);
     this.parts.text.append(asked, said);
     this.body = { model: this.id };
-    if (chat) this.body.messages = [...(system ? [{ role: 'system', content: system }] : []), ...this.turns, { role: 'user', content: prompt }];
-    else this.body.prompt = prompt;
-    Object.assign(this.body, this.request.sampling, { stream: true, stream_options: { include_usage: true, continuous_usage_stats: true } });
-    Object.assign(this, { pending: '', answer: '', tokens: 0, promptTokens: null, sentAt: 0, firstAt: 0, lastAt: 0, endAt: 0, finish: null, tries: 0, problem: '', abort: new AbortController() });
+    if (chat) {
+      this.body.messages = [...this.turns, { role: 'user', content: prompt }];
+      if (system) this.body.messages.unshift({ role: 'system', content: system });
+    } else this.body.prompt = prompt;
+    Object.assign(this.body, this.request.sampling, {
+      stream: true, stream_options: { include_usage: true, continuous_usage_stats: true },
+    });
+    Object.assign(this, {
+      pending: '', answer: '', finish: null, problem: '', tokens: 0, tries: 0,
+      sentAt: 0, firstAt: 0, lastAt: 0, endAt: 0, abort: new AbortController(),
+    });
     this.parts.progress.value = 0;
     this.set('queued', 'waits for a connection');
   }
@@ -287,7 +295,10 @@ class Panel {
     if (!this.live) return;
     this.finish = 'stopped here';
     this.abort.abort();
-    if (this.state === 'queued') this.close();
+    if (this.state === 'queued') {
+      queue.splice(queue.indexOf(this), 1);
+      this.close();
+    }
   }
 
   /* Text is gathered and shown once a frame: streams are faster than screens. */
@@ -325,7 +336,6 @@ class Panel {
     const text = choice?.text ?? choice?.delta?.content ?? '';
     if (event.usage) {
       this.tokens = event.usage.completion_tokens ?? this.tokens;
-      this.promptTokens = event.usage.prompt_tokens ?? this.promptTokens;
     } else if (text) this.tokens++;
     if (text || choice?.finish_reason) {
       if (!this.firstAt) this.firstAt = now;
@@ -355,8 +365,12 @@ class Panel {
       if (data === '[DONE]') { whole = true; continue; }
       this.take(JSON.parse(data));
     }
-    if (!whole) throw new Problem(`The connection was lost after ${plural(this.tokens, 'token')}: what is above is not the whole answer.`);
+    if (!whole) throw new Problem(this.lost());
     return 'done';
+  }
+
+  lost() {
+    return `The connection was lost after ${plural(this.tokens, 'token')}: what is above is not the whole answer.`;
   }
 
   silent(is) {
@@ -368,7 +382,8 @@ class Panel {
     const asked = Number(response.headers.get('Retry-After')), full = response.status === 429;
     await response.body?.cancel();
     for (let left = Math.min(asked > 0 ? asked : 1, 60) * this.tries; left > 0; left--) {
-      this.set('waits', `${full ? 'server is full' : 'server cannot take it now'}, again in ${left} s (try ${this.tries + 1} of ${MOST_TRIES})`);
+      this.set('waits', `${full ? 'server is full' : 'server cannot take it now'}, again in ${left} s ` +
+        `(try ${this.tries + 1} of ${MOST_TRIES})`);
       await new Promise((resolve) => {
         const timer = setTimeout(resolve, 1000);
         this.abort.signal.addEventListener('abort', () => { clearTimeout(timer); resolve(); }, { once: true });
@@ -386,7 +401,7 @@ class Panel {
       if (result === 'credentials') { this.set('queued', 'waits for a connection'); return result; }
     } catch (e) {
       if (this.abort.signal.aborted) this.finish = 'stopped here';
-      else this.problem = e instanceof Problem ? e.message : this.tokens ? `The connection was lost after ${plural(this.tokens, 'token')}: what is above is not the whole answer.` : unreachable;
+      else this.problem = e instanceof Problem ? e.message : this.tokens ? this.lost() : unreachable;
     }
     this.close();
     return 'ended';
@@ -396,7 +411,8 @@ class Panel {
     if (this.sentAt) this.endAt = performance.now();
     if (this.problem) this.finish = null;
     const state = this.problem ? 'failed' : this.abort.signal.aborted ? 'stopped' : 'done';
-    if (state === 'done' && this.request.chat) this.turns = [...this.turns, { role: 'user', content: this.request.prompt }, { role: 'assistant', content: this.answer }];
+    if (state === 'done' && this.request.chat)
+      this.turns.push({ role: 'user', content: this.request.prompt }, { role: 'assistant', content: this.answer });
     this.set(state, this.finish ?? state);
     settle();
   }
@@ -478,14 +494,14 @@ function sendAll(event) {
   for (const [id, panel] of panels) if (!chosen.has(id)) { panel.element.remove(); panels.delete(id); }
   for (const id of chosen) if (!panels.has(id)) panels.set(id, new Panel(id));
   for (const id of chosen) $('answers').append(panels.get(id).element);
-  const first = !run;
   send([...chosen].map((id) => panels.get(id)));
-  if (first && run && matchMedia('(max-width: 52rem)').matches) $('answers').scrollIntoView();
+  if (run && matchMedia('(max-width: 52rem)').matches) $('answers').scrollIntoView();
 }
 
 function showRunning() {
   $('send').disabled = Boolean(run) || !chosen.size || chosen.size > MOST_TENANTS;
   $('stop').disabled = !run;
+  $('fresh').disabled = Boolean(run);
 }
 
 /* When the last panel has ended: what they reached together. */
@@ -502,7 +518,8 @@ async function settle() {
   else if (failed) words += `; ${failed} failed`;
   const [then, now] = [await before, await readFigures().catch(() => null)];
   if (then && now && now.steps > then.steps && now.generated > then.generated)
-    words += `. The engine took ${plural(now.steps - then.steps, 'step')} meanwhile: ${number((now.generated - then.generated) / (now.steps - then.steps), 1)} tokens a step`;
+    words += `. The engine took ${plural(now.steps - then.steps, 'step')} meanwhile: ` +
+      `${number((now.generated - then.generated) / (now.steps - then.steps), 1)} tokens a step`;
   if (now) { figures = now; showFigures(); }
   if (!run) $('summary').textContent = `${words}.`;
 }
@@ -558,7 +575,11 @@ const stored = { // private windows may refuse it
 function start() {
   setTheme(stored.get());
   systemDark.addEventListener('change', showTheme);
-  $('theme').addEventListener('click', () => { const theme = isDark() ? 'light' : 'dark'; stored.set(theme); setTheme(theme); });
+  $('theme').addEventListener('click', () => {
+    const theme = isDark() ? 'light' : 'dark';
+    stored.set(theme);
+    setTheme(theme);
+  });
   $('compose').addEventListener('submit', sendAll);
   $('compose').noValidate = true; // sampling() says it in words
   $('stop').addEventListener('click', () => panels.forEach((panel) => panel.stop()));
@@ -572,7 +593,13 @@ function start() {
   $('reload').addEventListener('click', () => { loadModels(); poll(); });
   $('key').addEventListener('change', () => { loadModels(); poll(); });
   document.querySelectorAll('[name="mode"]').forEach((radio) => radio.addEventListener('change', showMode));
-  $('fresh').addEventListener('click', () => { panels.forEach((panel) => { panel.stop(); panel.element.remove(); }); panels.clear(); $('summary').textContent = ''; $('empty').hidden = false; $('prompt').focus(); });
+  $('fresh').addEventListener('click', () => {
+    panels.forEach((panel) => panel.element.remove());
+    panels.clear();
+    $('summary').textContent = '';
+    $('empty').hidden = false;
+    $('prompt').focus();
+  });
   $('curl-copy').addEventListener('click', copyCurl);
   $('curl-close').addEventListener('click', () => $('curl').close());
   document.addEventListener('keydown', (event) => {
