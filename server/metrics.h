@@ -10,7 +10,7 @@
 
 enum {
     METRICS_MAX_TENANTS = 1000, /* the rest is counted together as "other" */
-    METRICS_MAX_ROUTES = 24,
+    METRICS_MAX_ROUTES = 32,
     METRICS_BUCKETS = 22,
 };
 

@@ -192,3 +192,30 @@ TEST(choices_beyond_the_limit_are_refused_and_none_is_left_behind) {
     daemon_must_serve(&d);
     CHECK_EQ(daemon_stop(&d, SIGTERM, 5000), 0);
 }
+
+/* The end of the daemon is the one failure of running requests that a test can order. */
+TEST(choices_of_a_stream_that_fails_end_in_one_error_event) {
+    struct daemon d = {0};
+    daemon_start(&d, "--drain-timeout 0 --max-seqs 2 --max-batch-tokens 2");
+    char request[512];
+    const char *body = "{\"model\":\"base\",\"prompt\":\"a\",\"n\":40,\"max_tokens\":500,"
+                       "\"ignore_eos\":true,\"stream\":true}";
+    snprintf(request, sizeof request,
+             "POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
+             "Content-Length: %zu\r\n\r\n%s",
+             strlen(body), body);
+    int fd = client_connect(&d);
+    client_text(fd, request);
+    daemon_metric_becomes(&d, RUNNING, 2, 2000);
+    kill(d.pid, SIGTERM);
+    struct answer a = client_read(fd, 5000);
+    CHECK(a.status == 200 && a.whole);
+    const char *error = strstr(a.body, "data: {\"error\":");
+    CHECK(error && !strstr(error + 15, "\"error\""));
+    CHECK_HAS(error, "\"code\":\"draining\"");
+    CHECK_HAS(error, "\n\ndata: [DONE]\n\n");
+    CHECK(!strstr(error, "\"choices\""));
+    answer_free(&a);
+    close(fd);
+    CHECK_EQ(daemon_stop(&d, SIGTERM, 5000), 0);
+}
