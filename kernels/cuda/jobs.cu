@@ -256,7 +256,7 @@ void *lay(char *block, size_t *at, size_t bytes) {
 
 void lay_out(struct job_tables *t, char *block) {
     size_t at = 0, tables = (size_t)t->n_tables, rows = SLICE_ROWS;
-    size_t blocks = (size_t)t->max_blocks, sets = 0;
+    size_t sets = 0;
     for (int32_t i = t->n_tables - 1; i >= 0 && i >= t->n_tables - 1 - N_LINEARS; i--) {
         struct linear_shape s = table_shape(&t->shape, i);
         size_t n = (size_t)(s.n_parts * MAX_PLANES * tiles_of(s.n_k, TILE_COLS));
@@ -271,8 +271,6 @@ void lay_out(struct job_tables *t, char *block) {
     t->x = (__half *)lay(block, &at, linear_x_bytes(t->max_blocks, SLICE_ROWS));
     t->planes = (struct linear_planes *)lay(block, &at, rows * sets * sizeof *t->planes);
     t->u = (float *)lay(block, &at, rows * (size_t)t->ld_u * sizeof *t->u);
-    t->partial = (float *)lay(block, &at, rows * blocks * (size_t)t->ld_u * sizeof *t->partial);
-    t->ticket = (uint32_t *)lay(block, &at, rows * sizeof *t->ticket);
     t->bytes = at;
 }
 
@@ -291,6 +289,10 @@ err_t job_tables_open(struct job_tables **out, const struct model_shape *shape) 
             ranks += (s.part_rows[p] < s.n_k ? s.part_rows[p] : s.n_k) / 2 + 3;
         t->ld_u = max32(t->ld_u, ranks / 4 * 4);
         t->max_blocks = max32(t->max_blocks, tiles_of(s.n_k, TILE_COLS));
+        if (s.n_k % 4) { /* rows are read 16 bytes at a time */
+            free(t);
+            return E_UNSUPPORTED;
+        }
     }
     lay_out(t, NULL);
     if (cudaMalloc(&t->block, t->bytes) != cudaSuccess) {
@@ -299,9 +301,10 @@ err_t job_tables_open(struct job_tables **out, const struct model_shape *shape) 
         return E_NOMEM;
     }
     lay_out(t, (char *)t->block);
-    if (cudaMemset(t->block, 0, t->bytes) != cudaSuccess) {
+    err_t e = cudaMemset(t->block, 0, t->bytes) == cudaSuccess ? produce_setup(t) : E_DEVICE;
+    if (e) {
         job_tables_close(t);
-        return E_DEVICE;
+        return e;
     }
     *out = t;
     return E_OK;
@@ -329,13 +332,13 @@ static struct tables_args tables_args_of(const struct job_tables *t, const struc
 
 err_t job_tables_launch(struct job_tables *t, const struct gpu_step *s, int32_t first_row,
                         cudaStream_t stream) {
-    return launch_early(tables_kernel, dim3((unsigned)(t->n_tables - 1)), SLICE_ROWS, false, stream,
-                        tables_args_of(t, s, NULL, first_row), 0);
+    return launch_early(tables_kernel, dim3((unsigned)(t->n_tables - 1)), SLICE_ROWS, 0, false,
+                        stream, tables_args_of(t, s, NULL, first_row), 0);
 }
 
 err_t job_tables_head_launch(struct job_tables *t, const struct gpu_step *s,
                              const int32_t *row_of_logit, int32_t first_logit,
                              cudaStream_t stream) {
-    return launch_early(tables_kernel, dim3(1), SLICE_ROWS, false, stream,
+    return launch_early(tables_kernel, dim3(1), SLICE_ROWS, 0, false, stream,
                         tables_args_of(t, s, row_of_logit, first_logit), t->n_tables - 1);
 }

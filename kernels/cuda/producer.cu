@@ -7,8 +7,12 @@
  * squares of the whole row, from the L2: cheaper than a launch or a meeting of blocks. x goes
  * through shared memory, since whoever quantises wants other columns in a lane than whoever stores.
  *
- * Bytes for a row: 4 K read (a norm: 4 K for each block, from the L2), 4 K for x, 2.06 K for each
- * set, 2 K r for a pair of rank r. Bound: latency; two trips to the L2 and a reduction. */
+ * Pairs have blocks of their own, which make the whole row again in shared memory and take some of
+ * its ranks over all of K: nothing is left to be summed across blocks, whose meeting took 1.5 us.
+ *
+ * Bytes for a row: 4 K read (8 K for silu; a norm: 4 K for each block, from the L2), 4 K for x,
+ * 2.06 K for each set, 2 K r for a pair of rank r. Bound: latency; two trips to the L2 and a
+ * reduction. */
 #include "kernels/cuda/planes.cuh"
 #include "kernels/cuda/rows.cuh"
 
@@ -25,10 +29,10 @@ struct produce_args {
     struct job_table table;
     const float *from; /* [rows][ld] h, ctx or gate|up */
     int32_t ld, n_k, n_blocks, ld_u;
+    int32_t pair_blocks; /* of a row, before those of its columns */
     __half *x;
     struct linear_planes *planes;
-    float *u, *partial;
-    uint32_t *ticket;
+    float *u;
 };
 
 __device__ __forceinline__ int padded(int column) {
@@ -44,33 +48,33 @@ __device__ __forceinline__ float warp_sum(float v) {
     return v;
 }
 
-/* 1 / rms of h [n]; the order of the additions depends on n alone. */
-__device__ float norm_scale(const float *h, int n, float eps, float (&part)[WARPS]) {
-    float4 sum = {};
-#pragma unroll 8
-    for (int k = threadIdx.x * 4; k < n; k += THREADS * 4) {
-        float4 v = __ldcg((const float4 *)(h + k));
-        sum.x = fmaf(v.x, v.x, sum.x);
-        sum.y = k + 1 < n ? fmaf(v.y, v.y, sum.y) : sum.y;
-        sum.z = k + 2 < n ? fmaf(v.z, v.z, sum.z) : sum.z;
-        sum.w = k + 3 < n ? fmaf(v.w, v.w, sum.w) : sum.w;
-    }
-    float s = warp_sum((sum.x + sum.y) + (sum.z + sum.w));
+/* Adds up the block's sums of squares: 1 / rms of a row of n. */
+__device__ __forceinline__ float scale_of(float sum, int n, float eps, float (&part)[WARPS]) {
+    sum = warp_sum(sum);
     if (threadIdx.x % 32 == 0)
-        part[threadIdx.x / 32] = s;
+        part[threadIdx.x / 32] = sum;
     __syncthreads();
-    s = 0;
+    sum = 0;
 #pragma unroll
     for (int i = 0; i < WARPS; i++)
-        s += part[i];
-    return 1.0f / sqrtf(s / (float)n + eps);
+        sum += part[i];
+    return rsqrtf(sum / (float)n + eps);
+}
+__device__ __forceinline__ float add_squares(float sum, const float4 &v) {
+    return fmaf(v.w, v.w, fmaf(v.z, v.z, fmaf(v.y, v.y, fmaf(v.x, v.x, sum))));
+}
+/* The order of the additions depends on n alone. */
+__device__ float norm_scale(const float *h, int n, float eps, float (&part)[WARPS]) {
+    float sum = 0;
+#pragma unroll 4
+    for (int k = threadIdx.x * 4; k < n; k += THREADS * 4)
+        sum = add_squares(sum, __ldcg((const float4 *)(h + k)));
+    return scale_of(sum, n, eps, part);
 }
 
 __device__ __forceinline__ float silu_times(float gate, float up) {
-    return gate / (1.0f + expf(-gate)) * up;
+    return __fdividef(gate, 1.0f + expf(-gate)) * up;
 }
-
-/* ---- column scales, A x ---------------------------------------------------------------------- */
 
 /* The column scales of this lane's columns, as planes_store wants them. */
 __device__ __forceinline__ void load_col(const float *col, int k0, int n_k, float (&c)[8]) {
@@ -81,87 +85,138 @@ __device__ __forceinline__ void load_col(const float *col, int k0, int n_k, floa
     }
 }
 
-/* Column block k0's share of A x, one warp for a rank: 8 columns a lane. */
-__device__ float pair_share(const __half *a, const float *x, int k0, int n_k) {
-    int lane = threadIdx.x % 32;
+/* ---- A x ------------------------------------------------------------------------------------- */
+
+__device__ __forceinline__ void l2_fetch(const void *p) {
+    asm volatile("prefetch.global.L2 [%0];" ::"l"(p));
+}
+
+/* Row of A for element r of u; NULL between two parts, whose elements start at multiples of 4. */
+__device__ __forceinline__ const __half *rank_row(const struct row_work *w, int r, int n_k) {
+    int p = (r >= w->first_u[1]) + (r >= w->first_u[2]);
+    bool there = r - w->first_u[p] < w->rank[p];
+    return there ? w->a[p] + (size_t)(r - w->first_u[p]) * n_k : NULL;
+}
+
+__device__ __forceinline__ float dot4(const uint2 &a, const float4 &x, float sum) {
+    const __half2 low = *(const __half2 *)&a.x, high = *(const __half2 *)&a.y;
+    sum = fmaf(__low2float(low), x.x, sum);
+    sum = fmaf(__high2float(low), x.y, sum);
+    sum = fmaf(__low2float(high), x.z, sum);
+    return fmaf(__high2float(high), x.w, sum);
+}
+
+/* The row's x, or for a norm h * w, which lacks the factor that it returns. For a norm w stands
+ * there already. */
+template <kind KIND>
+__device__ __forceinline__ float fill_row(const produce_args &a, const float *from, float eps,
+                                          float4 *x, float (&part)[WARPS]) {
     float sum = 0;
-    if (k0 + lane * 8 + 8 <= n_k && n_k % 8 == 0) {
-        uint4 w = __ldg((const uint4 *)(a + k0 + lane * 8));
-        const __half2 *pair = (const __half2 *)&w;
-#pragma unroll
-        for (int i = 0; i < 4; i++) {
-            float2 v = *(const float2 *)(x + padded(lane * 8 + 2 * i));
-            sum = fmaf(__low2float(pair[i]), v.x, sum);
-            sum = fmaf(__high2float(pair[i]), v.y, sum);
+#pragma unroll 4
+    for (int q = threadIdx.x; q < a.n_k / 4; q += THREADS) {
+        float4 v = __ldcg((const float4 *)from + q);
+        if (KIND == KIND_NORM) {
+            float4 w = x[q];
+            sum = add_squares(sum, v);
+            v = make_float4(v.x * w.x, v.y * w.y, v.z * w.z, v.w * w.w);
         }
-    } else {
-        for (int i = 0; i < 8; i++)
-            if (k0 + lane * 8 + i < n_k)
-                sum = fmaf(__half2float(a[k0 + lane * 8 + i]), x[padded(lane * 8 + i)], sum);
+        if (KIND == KIND_SWIGLU) {
+            float4 up = __ldcg((const float4 *)(from + a.n_k) + q);
+            auto one = [](float g, float u) { return __fdividef(g, 1.0f + __expf(-g)) * u; };
+            v = make_float4(one(v.x, up.x), one(v.y, up.y), one(v.z, up.z), one(v.w, up.w));
+        }
+        x[q] = v;
     }
-    return warp_sum(sum);
+    if (KIND == KIND_NORM)
+        return scale_of(sum, a.n_k, eps, part);
+    __syncthreads();
+    return 1;
 }
 
-/* The block that arrives last at the row sums the shares, in the order of the columns. */
-__device__ void sum_shares(const produce_args &a, int row, int n_u) {
-    __shared__ bool last;
-    __threadfence();
-    __syncthreads();
-    if (threadIdx.x == 0)
-        last = atomicInc(a.ticket + row, gridDim.x - 1) == gridDim.x - 1;
-    __syncthreads();
-    if (!last)
-        return;
-    __threadfence();
-    const float *share = a.partial + (size_t)row * a.n_blocks * a.ld_u;
-    for (int i = threadIdx.x; i < n_u; i += THREADS) {
+/* A warp has one rank and a segment of the columns, so that few rows keep many warps busy; the sum
+ * over segments goes in their order. Code is kept short here: it is read from memory, too. */
+enum { SEGMENT = 512 }; /* quads of columns, at least */
+
+template <kind KIND>
+__device__ void run_pairs(const produce_args &a, const struct row_work *w, int row, float4 *x,
+                          float (&part)[WARPS]) {
+    int n_u = w->n_u, warp = threadIdx.x / 32, lane = threadIdx.x % 32, quads = a.n_k / 4;
+    int each = max((int)SEGMENT, (quads / WARPS + 31) / 32 * 32);
+    int n_segments = (quads + each - 1) / each, at_once = WARPS / n_segments;
+    int segment = warp % n_segments, r = (int)blockIdx.x * at_once + warp / n_segments;
+    int q0 = segment * each, q1 = min(q0 + each, quads);
+    if (warp / n_segments >= at_once) /* warps left over have no rank */
+        r = n_u;
+    if (KIND == KIND_NORM)
+#pragma unroll 1
+        for (int q = threadIdx.x; q < quads; q += THREADS)
+            x[q] = __ldg((const float4 *)w->norm + q);
+    const __half *of = r < n_u ? rank_row(w, r, a.n_k) : NULL;
+#pragma unroll 1
+    for (int q = q0 + lane * 16; q < q1 && of; q += 512) /* 128 bytes each */
+        l2_fetch(of + q * 4);
+    grid_wait();
+
+    float scale = fill_row<KIND>(a, a.from + (size_t)w->source * a.ld, w->eps, x, part);
+#pragma unroll 1
+    for (int base = (int)blockIdx.x * at_once; base < n_u; base += a.pair_blocks * at_once) {
         float sum = 0;
+        of = r < n_u ? rank_row(w, r, a.n_k) : NULL;
+        if (of) {
 #pragma unroll 8
-        for (int b = 0; b < a.n_blocks; b++)
-            sum += __ldcg(share + (size_t)b * a.ld_u + i);
-        a.u[(size_t)row * a.ld_u + i] = sum;
+            for (int q = q0 + lane; q < q1; q += 32)
+                sum = dot4(__ldg((const uint2 *)of + q), x[q], sum);
+        }
+        sum = warp_sum(sum);
+        __syncthreads();
+        if (lane == 0)
+            part[warp] = sum;
+        __syncthreads();
+        if (of && segment == 0 && lane == 0) {
+            sum = 0;
+#pragma unroll 1
+            for (int i = 0; i < n_segments; i++)
+                sum += part[warp + i];
+            a.u[(size_t)row * a.ld_u + r] = sum * scale;
+        }
+        if (r < n_u)
+            r += a.pair_blocks * at_once;
     }
-}
-
-/* Counted from the last warp on, since the first ones have bit planes to make. */
-__device__ void run_pairs(const produce_args &a, const struct row_work *w, int row, int block0,
-                          int n_blocks, const float *x) {
-    int n_u = w->n_u;
-    for (int i = WARPS - 1 - threadIdx.x / 32; i < n_u * n_blocks; i += WARPS) {
-        int b = i / n_u, r = i % n_u, part = (r >= w->first_u[1]) + (r >= w->first_u[2]);
-        if (r - w->first_u[part] >= w->rank[part])
-            continue; /* between two parts */
-        const __half *of = w->a[part] + (size_t)(r - w->first_u[part]) * a.n_k;
-        float sum = pair_share(of, x + b * PADDED, (block0 + b) * TILE_COLS, a.n_k);
-        if (threadIdx.x % 32 == 0)
-            a.partial[((size_t)row * a.n_blocks + block0 + b) * a.ld_u + r] = sum;
-    }
-    sum_shares(a, row, n_u);
 }
 
 /* ---- the kernel ------------------------------------------------------------------------------ */
 
 template <kind KIND, int BLOCKS>
-__global__ void __launch_bounds__(THREADS) produce_kernel(const __grid_constant__ produce_args a) {
-    __shared__ __align__(16) float x[BLOCKS * PADDED];
+__global__ void __launch_bounds__(THREADS, 4)
+    produce_kernel(const __grid_constant__ produce_args a) {
+    extern __shared__ __align__(16) float x[]; /* [BLOCKS][PADDED], or a whole row for pairs */
     __shared__ float part[WARPS];
-    int row = blockIdx.y, block0 = blockIdx.x * BLOCKS, warp = threadIdx.x / 32;
+    int row = blockIdx.y, block0 = ((int)blockIdx.x - a.pair_blocks) * BLOCKS;
     int n_blocks = min(BLOCKS, a.n_blocks - block0), k0 = block0 * TILE_COLS;
+    int warp = threadIdx.x / 32;
     grid_launch_next();
-    if (row >= a.table.batch->n_rows) {
+    /* The pointers with the count: a row past the last has old ones, or none. */
+    const struct row_work *w = a.table.row + row;
+    int n_sets = w->n_sets, n_u = w->n_u;
+    bool pairs = (int)blockIdx.x < a.pair_blocks;
+    const float *weight = w->norm;
+    if (row >= a.table.batch->n_rows || (pairs && !n_u)) {
         grid_wait();
         return;
     }
-    const struct row_work *w = a.table.row + row;
+    if (pairs) {
+        run_pairs<KIND>(a, w, row, (float4 *)x, part);
+        return;
+    }
 
     /* Weights: what no earlier kernel of the step writes. */
-    int n_tasks = w->n_sets * n_blocks, k = k0 + threadIdx.x;
+    int n_tasks = n_sets * BLOCKS, k = k0 + threadIdx.x;
     float norm[BLOCKS], col[8];
 #pragma unroll
     for (int b = 0; b < BLOCKS; b++)
-        norm[b] = KIND == KIND_NORM && k + b * TILE_COLS < a.n_k ? w->norm[k + b * TILE_COLS] : 0;
+        norm[b] = KIND == KIND_NORM && k + b * TILE_COLS < a.n_k ? weight[k + b * TILE_COLS] : 0;
     if (warp < n_tasks)
-        load_col(w->col[warp / n_blocks], k0 + warp % n_blocks * TILE_COLS, a.n_k, col);
+        load_col(w->col[warp / BLOCKS], k0 + warp % BLOCKS * TILE_COLS, a.n_k, col);
     grid_wait();
 
     const float *from = a.from + (size_t)w->source * a.ld;
@@ -190,21 +245,44 @@ __global__ void __launch_bounds__(THREADS) produce_kernel(const __grid_constant_
     }
     __syncthreads();
 
+    /* Blocks of columns past K are there (zeros, in x) but have no place to go. */
+#pragma unroll 1
     for (int i = warp; i < n_tasks; i += WARPS) {
-        int b = i % n_blocks, set = w->first_set + i / n_blocks * w->set_stride;
+        int b = i % BLOCKS, set = w->first_set + i / BLOCKS * w->set_stride;
         if (i != warp)
-            load_col(w->col[i / n_blocks], k0 + b * TILE_COLS, a.n_k, col);
-        float scaled[8];
+            load_col(w->col[i / BLOCKS], k0 + b * TILE_COLS, a.n_k, col);
 #pragma unroll
         for (int j = 0; j < 8; j++)
-            scaled[j] = x[b * PADDED + padded(planes_column(j))] * col[j];
-        planes_store(a.planes + (size_t)set * a.n_blocks + block0 + b, scaled);
+            col[j] *= x[b * PADDED + padded(planes_column(j))];
+        if (b < n_blocks)
+            planes_store(a.planes + (size_t)set * a.n_blocks + block0 + b, col);
     }
-    if (w->n_u)
-        run_pairs(a, w, row, block0, n_blocks, x);
+}
+
+void (*const producers[3][3])(produce_args) = {
+    {produce_kernel<KIND_NORM, 1>, produce_kernel<KIND_NORM, 2>, produce_kernel<KIND_NORM, 4>},
+    {produce_kernel<KIND_COPY, 1>, produce_kernel<KIND_COPY, 2>, produce_kernel<KIND_COPY, 4>},
+    {produce_kernel<KIND_SWIGLU, 1>, produce_kernel<KIND_SWIGLU, 2>,
+     produce_kernel<KIND_SWIGLU, 4>},
+};
+
+/* Shared memory of a block: a row of FP32, or x of the columns that a block takes. */
+unsigned row_bytes(int32_t n_blocks) {
+    return (unsigned)(n_blocks < 5 ? 4 * PADDED : n_blocks * TILE_COLS) * 4;
 }
 
 } // namespace
+
+err_t produce_setup(const struct job_tables *t) {
+    for (auto &kind : producers)
+        for (auto kernel : kind) {
+            cudaError_t e = cudaFuncSetAttribute(
+                kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, (int)row_bytes(t->max_blocks));
+            if (e != cudaSuccess)
+                return E_UNSUPPORTED; /* rows longer than shared memory: 57 thousand columns */
+        }
+    return E_OK;
+}
 
 err_t produce_launch(struct job_tables *t, const struct gpu_activations *a, int32_t table,
                      int32_t max_rows, struct linear_args *fill, cudaStream_t stream) {
@@ -217,7 +295,6 @@ err_t produce_launch(struct job_tables *t, const struct gpu_activations *a, int3
     p.n_k = table_shape(&t->shape, table).n_k;
     p.n_blocks = tiles_of(p.n_k, TILE_COLS);
     p.ld_u = t->ld_u, p.x = t->x, p.planes = t->planes, p.u = t->u;
-    p.partial = t->partial, p.ticket = t->ticket;
     p.from = which == LINEAR_O ? a->ctx : which == LINEAR_DOWN ? a->gate_up : a->h;
     p.ld = which == LINEAR_O ? a->ld_ctx : which == LINEAR_DOWN ? a->ld_gate_up : a->ld_h;
     fill->in = {t->x, t->planes, t->u, t->ld_u};
@@ -226,10 +303,12 @@ err_t produce_launch(struct job_tables *t, const struct gpu_activations *a, int3
     fill->pairs = p.table.pairs;
     fill->dense = p.table.dense;
 
-    void (*kernel)(produce_args) = which == LINEAR_O      ? produce_kernel<KIND_COPY, 1>
-                                   : which == LINEAR_DOWN ? produce_kernel<KIND_SWIGLU, 1>
-                                                          : produce_kernel<KIND_NORM, 1>;
+    /* More rows, more columns a block: fewer sums of squares, fewer waves of blocks. */
+    int columns = max_rows <= 8 ? 0 : max_rows <= 32 ? 1 : 2;
+    p.pair_blocks = max_rows <= 4 ? 16 : max_rows <= 16 ? 8 : 4; /* few rows: more at once */
+    int kind = which == LINEAR_O ? KIND_COPY : which == LINEAR_DOWN ? KIND_SWIGLU : KIND_NORM;
+    unsigned along = (unsigned)(p.pair_blocks + tiles_of(p.n_blocks, 1 << columns));
     /* The head's rows may come from a table that was made just now. */
-    return launch_early(kernel, dim3((unsigned)p.n_blocks, (unsigned)max_rows), THREADS, !head,
-                        stream, p);
+    return launch_early(producers[kind][columns], dim3(along, (unsigned)max_rows), THREADS,
+                        row_bytes(p.n_blocks), !head, stream, p);
 }

@@ -45,10 +45,8 @@ struct job_tables {
     struct job_table base; /* of table 0; the others stand at the strides below */
     __half *x;             /* linear_input.x */
     struct linear_planes *planes;
-    float *u;         /* [SLICE_ROWS][ld_u] */
-    float *partial;   /* [SLICE_ROWS][blocks][ld_u]: A x of each block of columns */
-    uint32_t *ticket; /* [SLICE_ROWS] blocks that have arrived; 0 between launches */
-    void *block;      /* all of the above; owned */
+    float *u;    /* [SLICE_ROWS][ld_u] */
+    void *block; /* all of the above; owned */
     size_t bytes;
 };
 
@@ -69,13 +67,18 @@ static inline struct linear_shape table_shape(const struct model_shape *s, int32
     return linear_shape_of(linear_n_parts(which), rows, part_cols(s, first));
 }
 
+/* Lets the producers' kernels have a row in shared memory; part of job_tables_open. */
+err_t produce_setup(const struct job_tables *t);
+
 /* Launches so that the kernel may start before the one before it has ended (grid_wait). */
 template <typename... Params, typename... Args>
-static inline err_t launch_early(void (*kernel)(Params...), dim3 grid, unsigned threads, bool early,
-                                 cudaStream_t stream, Args... args) {
+static inline err_t launch_early(void (*kernel)(Params...), dim3 grid, unsigned threads,
+                                 unsigned shared_bytes, bool early, cudaStream_t stream,
+                                 Args... args) {
     cudaLaunchConfig_t config = {};
     config.gridDim = grid;
     config.blockDim = dim3(threads);
+    config.dynamicSmemBytes = shared_bytes;
     config.stream = stream;
     cudaLaunchAttribute attribute[1];
     attribute[0].id = cudaLaunchAttributeProgrammaticStreamSerialization;

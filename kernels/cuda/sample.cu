@@ -29,11 +29,11 @@ __device__ __noinline__ double report(const float *z, const struct sample_row &h
         d.n_list = 0;
     __syncthreads();
     double sum = 0;
+    float least_value = least ? value_of(least) : -INFINITY;
     for_each(z, how.vocab, [&](float v, int i) {
         sum += (double)weight_of(v, max, 1);
-        uint64_t p = place_of(v, i);
-        if (n > 0 && p >= least)
-            append(list, d, p);
+        if (n > 0 && v >= least_value && place_of(v, i) >= least)
+            append(list, d, place_of(v, i));
     });
     double log_sum = (double)max + log(block_sum(sum, d));
     for (int i = threadIdx.x; i < d.n_list; i += THREADS) {
@@ -137,7 +137,7 @@ __global__ void __launch_bounds__(THREADS) sample_kernel(const struct sample_arg
     bool bad;
     uint64_t top = largest(z, how.vocab, d, bad);
     float max = value_of(top);
-    bool finite = !bad && max > -INFINITY && how.target < how.vocab;
+    bool finite = !bad && top && how.target < how.vocab;
     int token = how.target;
     double log_sum = 0;
     if (finite && how.n_top >= 0)
@@ -152,7 +152,7 @@ __global__ void __launch_bounds__(THREADS) sample_kernel(const struct sample_arg
             }
             adjust(z, how, (int32_t *)list);
             top = largest(z, how.vocab, d, bad);
-            finite = !bad && value_of(top) > -INFINITY;
+            finite = !bad && top;
         }
         token = finite ? choose(z, how, top, list, d) : -1;
         finite = token >= 0;
@@ -232,5 +232,5 @@ void sample_pack(const struct logit_row *rows, const int32_t *vocab, int32_t n, 
 err_t sample_launch(const struct sample_args *a, int32_t max_logits, cudaStream_t stream) {
     if (max_logits < 1 || a->ld % 4 || a->ld > SAMPLE_MAX_VOCAB)
         return E_INVAL;
-    return launch_early(sample_kernel, dim3((unsigned)max_logits), THREADS, true, stream, *a);
+    return launch_early(sample_kernel, dim3((unsigned)max_logits), THREADS, 0, true, stream, *a);
 }

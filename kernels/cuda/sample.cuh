@@ -31,6 +31,7 @@ enum {
     QUADS = 4, /* loads of 16 bytes under way in a thread */
     EXPONENTS = 128,
     BINS = 1024, /* of one digit */
+    WINDOWS = 4, /* sample_draw.cuh */
 };
 
 /* Shared memory of a block, reused from step to step. */
@@ -41,12 +42,14 @@ struct desk {
     bool bad;
     /* What a digit's bins hold: candidates, and the sums of their mantissas' halves (12 bits). */
     uint32_t count[BINS], low[BINS], high[BINS];
+    int32_t window_count[WINDOWS][WARPS];
+    double window_weight[WINDOWS][WARPS];
     int32_t warp_count[WARPS];
     uint64_t warp_sum[WARPS];
     /* By binary exponent: what all heavier exponents hold. */
     int32_t count_above[EXPONENTS];
     double sum_above[EXPONENTS];
-    int32_t n;  /* candidates */
+    int32_t n;  /* in the list */
     double sum; /* of their weights */
     /* A digit's chosen bin: its own count, and what the heavier ones of the same prefix hold. */
     int32_t bin_count, count_before;
@@ -96,18 +99,20 @@ __device__ __forceinline__ float value_of(uint64_t place) {
     return __uint_as_float(b ^ (b >> 31 ? 0x80000000u : 0xffffffffu));
 }
 
-/* The place of the largest logit, and each warp's in desk.best; bad: a NaN or +inf is there. Ends
- * with all threads in step. */
+/* The place of the largest logit (0: all are -inf), and each warp's in desk.best; bad: a NaN or
+ * +inf is there. Ends with all threads in step. */
 __device__ uint64_t largest(const float *z, int n, struct desk &d, bool &bad) {
-    uint64_t best = 0;
+    float top = -INFINITY;
+    int at = 0;
     bool mine = false;
     if (threadIdx.x == 0)
         d.bad = false;
     for_each(z, n, [&](float v, int i) {
-        uint64_t p = place_of(v, i);
-        best = p > best ? p : best;
         mine |= !(v < INFINITY);
+        at = v > top ? i : at; /* equal: the lower id came first */
+        top = fmaxf(v, top);
     });
+    uint64_t best = top > -INFINITY ? place_of(top, at) : 0;
     uint32_t high = __reduce_max_sync(~0u, (uint32_t)(best >> 32));
     uint32_t low = __reduce_max_sync(~0u, best >> 32 == high ? (uint32_t)best : 0);
     mine = __any_sync(~0u, mine);
@@ -143,19 +148,28 @@ __device__ __forceinline__ float weight_of(float z, float max, float scale) {
     return a < -87.0f ? 0 : p;
 }
 
-/* Sum over the block in a fixed order; all threads get it. */
-__device__ double block_sum(double v, struct desk &d) {
+__device__ __forceinline__ double warp_total(double v) {
 #pragma unroll
     for (int s = 16; s; s >>= 1)
         v += __shfl_xor_sync(~0u, v, s);
+    return v;
+}
+template <typename T> __device__ __forceinline__ T warp_scan(T v) {
+#pragma unroll
+    for (int s = 1; s < 32; s <<= 1) {
+        T below = __shfl_up_sync(~0u, v, s);
+        v += threadIdx.x % 32 >= s ? below : 0;
+    }
+    return v;
+}
+/* Sum over the block in a fixed order; all threads get it, and each warp's is in desk.total. */
+__device__ double block_sum(double v, struct desk &d) {
+    v = warp_total(v);
     __syncthreads();
     if (threadIdx.x % 32 == 0)
         d.total[threadIdx.x / 32] = v;
     __syncthreads();
-    v = 0;
-    for (int i = 0; i < WARPS; i++)
-        v += d.total[i];
-    return v;
+    return warp_total(d.total[threadIdx.x % 32]);
 }
 
 /* Lists of places stand in memory; their order does not matter to anyone. Between two

@@ -109,7 +109,7 @@ err_t embed_launch(const struct gpu_step *s, const struct gpu_activations *a, co
     if (max_rows < 1)
         return E_INVAL;
     /* Not before the tables are complete: later kernels read them before they wait. */
-    return launch_early(embed_kernel, dim3((unsigned)max_rows), THREADS, false, stream, *s, a->h,
+    return launch_early(embed_kernel, dim3((unsigned)max_rows), THREADS, 0, false, stream, *s, a->h,
                         a->ld_h, embed, dim, vocab);
 }
 
@@ -117,7 +117,7 @@ err_t own_logits_launch(struct job_tables *t, float *logits, int32_t ld, int32_t
                         cudaStream_t stream) {
     if (max_rows < 1 || max_rows > SLICE_ROWS)
         return E_INVAL;
-    return launch_early(own_logits_kernel, dim3(OWN_BLOCKS, (unsigned)max_rows), THREADS, true,
+    return launch_early(own_logits_kernel, dim3(OWN_BLOCKS, (unsigned)max_rows), THREADS, 0, true,
                         stream, table_at(t->base, t->n_tables - 1), t->x, t->shape.dim,
                         t->shape.vocab, logits, ld);
 }

@@ -5,9 +5,8 @@
  * near the double reference; for ctx they are x exactly; the planes of the set that a job names for
  * a row and part are the integers of kernels/delta.h of x times that part's column scales; u is
  * near A x in double; rows of the slice alone are written; other company and another order give the
- * same bits; a row with NaN or infinities leaves the others as they are. Embedding and own rows of
- * the head are compared with the CPU's formula. `quick`: small cases, for the sanitizers. Without a
- * device it prints why and succeeds. */
+ * same bits; a row with NaN or infinities leaves the others as they are. `quick`: small cases, for
+ * the sanitizers. Without a device it prints why and succeeds. */
 #include <algorithm>
 #include <numeric>
 
