@@ -125,10 +125,10 @@ err_t choice_init(struct choice *c, const struct surface *surface, const struct 
     for (int i = 0; i < CHOICE_LISTS; i++)
         buf_init(&c->list[i], MAX_LIST_BYTES);
     /* After a prompt of text, the first piece keeps its leading space. */
-    bool continues = false;
+    bool continues = false, anew = surface->anew && !p->continue_final;
     for (int32_t i = 0; i < c->prompt->n_ids && !continues; i++)
         continues = !tokenizer_is_special(t, c->prompt->ids[i]);
-    detok_init(&c->detok, t, p->skip_special_tokens, continues);
+    detok_init(&c->detok, t, p->skip_special_tokens, continues && !anew);
     detok_init(&c->prompt_detok, t, p->skip_special_tokens, false);
     err_t e = p->echo ? echo_prompt(c) : E_OK;
     c->generated_at = c->text.n;

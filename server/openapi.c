@@ -5,6 +5,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "server/chat.h"
 #include "server/completions.h"
 #include "server/route.h"
 #include "server/server.h"
@@ -22,7 +23,8 @@ static const struct {
     const char *name;
     const struct surface *surface;
     const char *required;
-} requests[] = {{"CompletionRequest", &surface_completions, "prompt"}};
+} requests[] = {{"CompletionRequest", &surface_completions, "prompt"},
+                {"ChatCompletionRequest", &surface_chat, "messages"}};
 
 /* --- fields to schemas ---------------------------------------------------------------------- */
 
@@ -119,9 +121,11 @@ static void scope_operation(json_t *operation) {
         json_object_get(json_object_get(operation, "requestBody"), "content"), "application/json");
     const char *ref = json_string_value(json_object_get(json_object_get(json, "schema"), "$ref"));
     for (size_t i = 0; ref && i < sizeof requests / sizeof *requests; i++)
-        if (strcmp(strrchr(ref, '/') + 1, requests[i].name) == 0)
+        if (strcmp(strrchr(ref, '/') + 1, requests[i].name) == 0) {
             json_object_set_new(json, "schema",
                                 request_schema(requests[i].surface, requests[i].required, true));
+            break; /* ref was part of what has been replaced */
+        }
 }
 
 /* Moves the operations of one address that the listener serves into `out`. */

@@ -212,5 +212,7 @@ void params_free(struct params *p) {
     }
     free(p->prompt);
     free(p->gen.bias);
+    json_decref(p->messages);
+    json_decref(p->template_kwargs);
     *p = (struct params){0};
 }

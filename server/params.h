@@ -24,9 +24,9 @@ struct stop_text {
 
 /* One prompt: text, ids, or text that became ids. */
 struct prompt {
-    char *text; /* owned; NULL: it came as ids */
-    size_t n_text;
-    int32_t *ids; /* [n_ids] owned; NULL until text was tokenised */
+    char *text;    /* owned; NULL: it came as ids, or in messages */
+    size_t n_text; /* of messages, too: how much there is to tokenise */
+    int32_t *ids;  /* [n_ids] owned; NULL until text was tokenised */
     int32_t n_ids;
 };
 
@@ -42,6 +42,10 @@ struct params {
     bool echo, stream, include_usage, continuous_usage;
     bool add_special_tokens, include_stop, skip_special_tokens, seeded;
     bool return_ids, pieces_as_ids;
+    /* chat's own */
+    json_t *messages, *template_kwargs;          /* owned; NULL: not given */
+    int32_t max_completion_tokens, top_logprobs; /* -1: not given */
+    bool chat_logprobs, add_generation_prompt, continue_final;
     uint64_t given; /* common fields that the request set, a bit each */
     int n_unknown;  /* fields that were ignored, and the names of the first ones */
     char ignored[PARAMS_IGNORED_BYTES];

@@ -95,20 +95,20 @@ static void put_prompt_ids(const struct prompt *p, struct buf *out) {
     buf_text(out, "]");
 }
 
-/* One choice with the text from `from` to `to` and what was not yet told of it. */
+/* One choice with the text from `from` to `to` and what was not yet told of it. reason: NULL: not
+ * said here. */
 static void put_choice(const struct reply *r, struct choice *c, int index, struct buf *out,
-                       size_t from, size_t to, bool chunk) {
+                       size_t from, size_t to, bool chunk, const char *reason) {
     const struct params *p = r->params;
-    const char *reason = c->finish_reason;
     buf_printf(out, "{\"index\":%d,", index);
     r->surface->put_choice(c, out, from, to, chunk);
     if (reason)
         buf_printf(out, ",\"finish_reason\":\"%s\",\"stop_reason\":", reason);
     else
         buf_text(out, ",\"finish_reason\":null,\"stop_reason\":");
-    if (c->stopped)
+    if (reason && c->stopped)
         json_put_string(out, c->stopped->text, c->stopped->n);
-    else if (c->stop_id >= 0)
+    else if (reason && c->stop_id >= 0)
         buf_printf(out, "%d", c->stop_id);
     else
         buf_text(out, "null");
@@ -148,7 +148,8 @@ static void put_best(struct reply *r, struct buf *out) {
             int index = prompt * p->n + j;
             if (index)
                 buf_text(out, ",");
-            put_choice(r, &draw[best], index, out, 0, draw[best].text.n, false);
+            put_choice(r, &draw[best], index, out, 0, draw[best].text.n, false,
+                       draw[best].finish_reason);
         }
     }
 }
@@ -161,10 +162,11 @@ err_t reply_whole(struct reply *r, struct buf *out) {
     return buf_text(out, "}");
 }
 
-static void stream_chunk(struct reply *r, struct choice *c, struct buf *out, size_t end) {
+static void stream_chunk(struct reply *r, struct choice *c, struct buf *out, size_t end,
+                         const char *reason) {
     const struct params *p = r->params;
     buf_add(out, r->head.data, r->head.n);
-    put_choice(r, c, c->index, out, c->sent_at, end, true);
+    put_choice(r, c, c->index, out, c->sent_at, end, true, reason);
     c->sent_at = end;
     c->n_chunks++;
     if (p->include_usage && p->continuous_usage) {
@@ -188,9 +190,13 @@ err_t reply_stream(struct reply *r, int i, struct buf *out) {
     struct choice *c = &r->choices[i];
     size_t end = choice_safe_end(c);
     /* No chunk before the first token: clients take the first one as the time to it. */
-    bool begun = c->n_completion > 0 || c->done;
-    if (begun && (end > c->sent_at || c->list[0].n || c->ids.n || c->done))
-        stream_chunk(r, c, out, end);
+    bool begun = c->n_completion > 0 || c->done, apart = r->surface->apart;
+    if (begun && apart && c->n_chunks == 0)
+        stream_chunk(r, c, out, c->sent_at, NULL);
+    if (begun && (end > c->sent_at || c->list[0].n || c->ids.n || (c->done && !apart)))
+        stream_chunk(r, c, out, end, apart ? NULL : c->finish_reason);
+    if (apart && c->done)
+        stream_chunk(r, c, out, end, c->finish_reason);
     if (reply_done(r)) {
         if (r->params->include_usage)
             stream_usage(r, out);

@@ -5,6 +5,7 @@
 
 #include "server/admin.h"
 #include "server/alias.h"
+#include "server/chat.h"
 #include "server/completions.h"
 #include "server/health.h"
 #include "server/models.h"
@@ -18,6 +19,7 @@ enum { SMALL_BODY_BYTES = 65536 };
 const struct route routes[] = {
     {"GET", "/", ON_PUBLIC, KEY_NEVER, BODY_NONE, playground_handle, false},
     {"POST", "/v1/completions", ON_PUBLIC, KEY_ALWAYS, BODY_LARGE, completions_handle, true},
+    {"POST", "/v1/chat/completions", ON_PUBLIC, KEY_ALWAYS, BODY_LARGE, chat_handle, true},
     {"GET", "/v1/models", ON_PUBLIC, KEY_ALWAYS, BODY_NONE, models_list, true},
     {"GET", "/v1/models/", ON_PUBLIC, KEY_ALWAYS, BODY_NONE, models_one, true},
     {"POST", "/tokenize", ON_PUBLIC, KEY_ALWAYS, BODY_LARGE, tokenize_handle, true},

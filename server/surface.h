@@ -57,6 +57,12 @@ struct surface {
     const char *object, *chunk_object; /* "text_completion" */
     const struct field *fields;        /* [n_fields] its own, beside fields_common */
     int n_fields;
+    /* A stream begins with a chunk that has no text yet and ends with one that has none any more
+     * and alone gives the reason. */
+    bool apart;
+    /* An answer is a text of its own, unless it continues a message: the space that a tokenizer
+     * puts before texts is not part of it. */
+    bool anew;
     /* What needs several fields, after all were read. Any thread. */
     err_t (*check)(struct params *p, const char **field, struct why *why);
     /* Gives every prompt its ids with the model's tokenizer; texts of more than max_bytes are

@@ -186,10 +186,12 @@ err_t chat_encode(const struct tokenizer *t, const struct chat *chat, int32_t ma
     struct jinja_text text;
     *ids = NULL;
     *n_ids = 0;
+    unsigned flags =
+        ENCODE_PARSE_SPECIAL | (chat->add_special_tokens ? (unsigned)ENCODE_SPECIAL_TOKENS : 0u);
     err_t e = chat_render(t, chat, &text, why);
     if (!e)
-        e = tokenizer_encode_mixed(t, text.text, text.trusted, text.n, ENCODE_PARSE_SPECIAL,
-                                   chat->max_bytes, max_ids, ids, n_ids, why);
+        e = tokenizer_encode_mixed(t, text.text, text.trusted, text.n, flags, chat->max_bytes,
+                                   max_ids, ids, n_ids, why);
     jinja_text_free(&text);
     return e;
 }

@@ -13,6 +13,7 @@ struct chat {
     const json_t *kwargs;       /* more variables for the template; NULL: none */
     bool add_generation_prompt; /* end with the head of the assistant's turn */
     bool continue_final;        /* the last message is unfinished: end inside it */
+    bool add_special_tokens;    /* BOS as the tokenizer's rules say, before what was rendered */
     size_t max_bytes;           /* of the rendered prompt */
     int64_t now_unix_s;
 };

@@ -3,6 +3,7 @@
 #include <jansson.h>
 
 #include "config/err.h"
+#include "server/chat.h"
 #include "server/completions.h"
 #include "server/surface.h"
 #include "tests/check.h"
@@ -20,16 +21,26 @@ static const char *read_page(const char *path) {
 }
 
 /* What params_read makes of a request whose field has this value. */
-static void check_row(const char *field, const char *word, const char *value) {
+static void check_row(const struct surface *surface, const char *field, const char *word,
+                      const char *value) {
     char body[512];
     const char *about = NULL;
     struct why why = {""};
     struct params p;
+    bool chat = surface == &surface_chat;
+    const char *must = chat ? "messages" : "prompt";
     const char *model = strcmp(field, "model") == 0 ? "" : "\"model\": \"m\",";
-    const char *prompt = strcmp(field, "prompt") == 0 ? "" : "\"prompt\": \"x\",";
-    const char *stream = strcmp(field, "stream_options") == 0 ? "\"stream\": true," : "";
-    snprintf(body, sizeof body, "{%s%s%s\"%s\": %s}", model, prompt, stream, field, value);
-    err_t e = params_read(&p, &surface_completions, body, strlen(body), &about, &why);
+    const char *prompt = strcmp(field, must) == 0 ? ""
+                         : chat ? "\"messages\": [{\"role\": \"user\", \"content\": \"x\"}],"
+                                : "\"prompt\": \"x\",";
+    const char *with = strcmp(field, "stream_options") == 0 ? "\"stream\": true,"
+                       : strcmp(field, "top_logprobs") == 0 ? "\"logprobs\": true,"
+                       : strcmp(field, "continue_final_message") == 0
+                           ? "\"add_generation_prompt\": "
+                             "false,"
+                           : "";
+    snprintf(body, sizeof body, "{%s%s%s\"%s\": %s}", model, prompt, with, field, value);
+    err_t e = params_read(&p, surface, body, strlen(body), &about, &why);
     if (strcmp(word, "refused") == 0) {
         if (e != E_UNSUPPORTED || !about || strcmp(about, field) != 0)
             test_fail(__FILE__, __LINE__, "%s is not refused: %s", body, e ? why.text : "taken");
@@ -42,17 +53,22 @@ static void check_row(const char *field, const char *word, const char *value) {
 }
 
 TEST(api_page_says_what_happens_to_every_field) {
-    int rows = 0;
+    int rows = 0, chat_rows = 0;
+    const struct surface *surface = &surface_completions;
     char field[64], word[16], value[128];
     for (const char *line = read_page("docs/api.md"); *line; line += *line == '\n') {
+        if (strncmp(line, "## ", 3) == 0) /* a section is about one of the two */
+            surface =
+                strncmp(line, "## POST /v1/chat/", 17) == 0 ? &surface_chat : &surface_completions;
         if (sscanf(line, "| `%63[a-z_]` | %15[a-z] | `%127[^`]` |", field, word, value) == 3) {
             CHECK(strstr("supported refused ignored", word) != NULL);
-            check_row(field, word, value);
+            check_row(surface, field, word, value);
             rows++;
+            chat_rows += surface == &surface_chat;
         }
         line += strcspn(line, "\n");
     }
-    CHECK(rows > 40);
+    CHECK(rows > 40 && chat_rows >= surface_chat.n_fields);
 }
 
 static void check_table(const struct field *list, int n) {
@@ -67,6 +83,7 @@ static void check_table(const struct field *list, int n) {
 TEST(api_page_leaves_out_no_field_of_the_parser) {
     check_table(fields_common, n_fields_common);
     check_table(surface_completions.fields, surface_completions.n_fields);
+    check_table(surface_chat.fields, surface_chat.n_fields);
 }
 
 TEST(api_page_lists_every_error_a_client_can_meet) {
