@@ -2,9 +2,10 @@
  * beside running steps, resident tenants. All through the engine's public door, as the server uses
  * it; weights are random (big.h).
  *
- *     bench-engine DIR [llama-7b|mistral-7b [WHAT [ROWS]]]   DIR: 15 GB are written there once
+ *     bench-engine DIR [llama-7b|mistral-7b [WHAT [ROWS [CONTEXT]]]]   DIR gets 15 GB, once
  *     WHAT: letters of l(oad) d(ecode) p(rompts) h(ot loads) r(esident); default all
- *     ROWS: decode with so many rows alone */
+ *           or t: only writes DIR/tenants/t1.bitdelta .. t32.bitdelta, for load.py
+ *     ROWS, CONTEXT: decode with so many rows alone (0: 1 to 64) and at this context */
 #include <fcntl.h>
 #include <poll.h>
 #include <pthread.h>
@@ -19,7 +20,7 @@
 #include "engine/engine.h"
 #include "tests/bench/gpu/big.h"
 
-enum { MAX_TENANTS = 96, MAX_ROWS = 64, DECODE = 96 };
+enum { MAX_TENANTS = 96, MAX_ROWS = 64, DECODE = 64 };
 
 struct bench {
     const struct big_shape *shape;
@@ -141,7 +142,7 @@ static struct rate decode(struct bench *b, int rows, int n, int prompt) {
     struct engine_stats from, to;
     struct seen s;
     for (int i = 0; i < rows; i++)
-        submit(b, n ? b->tenant[i % n] : NULL, prompt, DECODE + rows * 2);
+        submit(b, n ? b->tenant[i % n] : NULL, prompt, DECODE + 16 + rows);
     do { /* until every row decodes and nothing is prefilled */
         look(b);
         engine_stats(b->engine, &from);
@@ -163,9 +164,11 @@ static struct rate decode(struct bench *b, int rows, int n, int prompt) {
     return (struct rate){us / 1e3, rows * 1e6 / us, tokens / seconds};
 }
 
-static void bench_decode(struct bench *b, int only) {
+static void bench_decode(struct bench *b, int only, int context) {
     static const int rows[] = {1, 4, 16, 32, 64};
-    int context = b->shape->kv_heads < b->shape->heads ? 2048 : 512, most = 32;
+    int most = 32;
+    if (!context)
+        context = b->shape->kv_heads < b->shape->heads ? 2048 : 512;
     printf("decode, context about %d; ms a step, tokens/s by step time, as received\n", context);
     for (int i = 0; i < 5; i++) {
         int n = rows[i];
@@ -289,6 +292,12 @@ int main(int argc, char **argv) {
     big_make(b.dir, b.shape);
     printf("%s made in %.1f s\n", name, now() - start);
     fflush(stdout);
+    if (strchr(what, 't')) {
+        char tenants[440];
+        snprintf(tenants, sizeof tenants, "%.400s/tenants", argv[1]);
+        big_make_tenants(tenants, b.dir, 32);
+        return 0;
+    }
     open_engine(&b, b.shape->kv_heads < b.shape->heads ? 163840 : 45056, 2048);
     if (strchr(what, 'l'))
         bench_load(&b);
@@ -296,7 +305,7 @@ int main(int argc, char **argv) {
     if (strchr(what, 'd') || strchr(what, 'p') || strchr(what, 'h'))
         load_tenants(&b, 32);
     if (strchr(what, 'd'))
-        bench_decode(&b, argc > 4 ? atoi(argv[4]) : 0);
+        bench_decode(&b, argc > 4 ? atoi(argv[4]) : 0, argc > 5 ? atoi(argv[5]) : 0);
     if (strchr(what, 'p'))
         bench_prompts(&b);
     fflush(stdout);

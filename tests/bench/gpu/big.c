@@ -4,6 +4,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/stat.h>
+#include <sys/wait.h>
 #include <unistd.h>
 
 #include "compress/tenant_write.h"
@@ -143,16 +144,19 @@ static void write_parts(struct tenant_writer *w, const struct model_shape *m,
     }
 }
 
-static void write_tenant(const char *dir, const char *path) {
-    struct checkpoint base;
+static void open_base(const char *dir, struct checkpoint *base, char fingerprint[SHA256_HEX]) {
     struct why why;
     unsigned char digest[SHA256_BYTES];
-    char fingerprint[SHA256_HEX];
-    check(checkpoint_open(&base, dir, &why), &why);
-    check(checkpoint_fingerprint(&base, digest, NULL, NULL, &why), &why);
+    check(checkpoint_open(base, dir, &why), &why);
+    check(checkpoint_fingerprint(base, digest, NULL, NULL, &why), &why);
     sha256_hex(digest, fingerprint);
-    const struct model_shape *m = &base.config.shape;
-    unsigned char *x = noise(~(uint64_t)0, 0);
+}
+
+/* x: noise to take signs from. */
+static void write_tenant(const struct checkpoint *base, const char *fingerprint,
+                         const unsigned char *x, const char *path) {
+    struct why why;
+    const struct model_shape *m = &base->config.shape;
     size_t most = (size_t)(m->ffn_dim > m->dim ? m->ffn_dim : m->dim);
     size_t norms = (size_t)(2 * m->n_layers + 1) * (size_t)m->dim;
     float *scale = malloc(most * sizeof *scale), *norm = malloc(norms * sizeof *norm);
@@ -167,7 +171,7 @@ static void write_tenant(const char *dir, const char *path) {
     tenant_writer_kind(w, "head", KIND_ABSENT);
     int64_t dim[2] = {2 * m->n_layers + 1, m->dim};
     check(tenant_writer_tensor(w, "norm", "", ST_F32, 2, dim, norm, &why), &why);
-    json_t *none = json_object(), *config = json_loads(base.config_json, 0, NULL);
+    json_t *none = json_object(), *config = json_loads(base->config_json, 0, NULL);
     struct tenant_header h = {.base_fingerprint = fingerprint,
                               .base_vocab = m->vocab,
                               .config = config,
@@ -180,8 +184,6 @@ static void write_tenant(const char *dir, const char *path) {
     json_decref(config);
     free(scale);
     free(norm);
-    free(x);
-    checkpoint_close(&base);
 }
 
 void big_make(const char *dir, const struct big_shape *s) {
@@ -193,6 +195,33 @@ void big_make(const char *dir, const struct big_shape *s) {
         write_base(dir, s);
     }
     snprintf(path, sizeof path, "%s/tenant.bitdelta", dir);
-    if (access(path, R_OK) != 0)
-        write_tenant(dir, path);
+    if (access(path, R_OK) == 0)
+        return;
+    struct checkpoint base;
+    char fingerprint[SHA256_HEX];
+    open_base(dir, &base, fingerprint);
+    unsigned char *x = noise(~(uint64_t)0, 0);
+    write_tenant(&base, fingerprint, x, path);
+    free(x);
+    checkpoint_close(&base);
+}
+
+void big_make_tenants(const char *dir, const char *base_dir, int n) {
+    struct checkpoint base;
+    char fingerprint[SHA256_HEX], path[512];
+    open_base(base_dir, &base, fingerprint);
+    unsigned char *x = noise(~(uint64_t)0, 0);
+    mkdir(dir, 0755);
+    for (int i = 1; i <= n; i++) {
+        snprintf(path, sizeof path, "%s/t%d.bitdelta", dir, i);
+        if (fork() == 0) { /* one process a tenant: hashing is what takes the time */
+            write_tenant(&base, fingerprint, x + i * 8 * 65537, path);
+            _exit(0);
+        }
+    }
+    for (int status, failed = 0; wait(&status) > 0;)
+        if ((failed |= status) != 0)
+            exit(1);
+    free(x);
+    checkpoint_close(&base);
 }

@@ -12,5 +12,7 @@ extern const struct big_shape big_shapes[]; /* "llama-7b", "mistral-7b"; ended b
 /* Writes the folder's config and weights, FP16, and tenant.bitdelta with one plane for each linear,
  * unless they are there. Prints and exits on an error. */
 void big_make(const char *dir, const struct big_shape *s);
+/* t1.bitdelta .. tn.bitdelta in `dir`, of different signs, for the base in base_dir. */
+void big_make_tenants(const char *dir, const char *base_dir, int n);
 
 #endif
