@@ -3,7 +3,6 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "server/generation.h"
 #include "server/json.h"
 #include "server/registry.h"
 #include "server/surface.h"
@@ -199,7 +198,3 @@ const struct surface surface_completions = {
     .add_logprob = add_logprob,
     .put_choice = put_choice,
 };
-
-void completions_handle(struct server *s, struct exchange *x) {
-    generation_start(s, x, &surface_completions);
-}

@@ -7,14 +7,21 @@
 #include "server/alias.h"
 #include "server/chat.h"
 #include "server/completions.h"
+#include "server/generation.h"
 #include "server/health.h"
 #include "server/models.h"
 #include "server/openapi.h"
 #include "server/playground.h"
 #include "server/server.h"
+#include "server/surface.h"
 #include "server/tokenize.h"
 
 enum { SMALL_BODY_BYTES = 65536 };
+
+/* Here, so that a surface can be linked (and fuzzed) without the engine. */
+static void completions_handle(struct server *s, struct exchange *x) {
+    generation_start(s, x, &surface_completions);
+}
 
 const struct route routes[] = {
     {"GET", "/", ON_PUBLIC, KEY_NEVER, BODY_NONE, playground_handle, false},

@@ -5,8 +5,8 @@
  *   requests in the engine -> their events -> text of each choice (choice.c) -> JSON (reply.c)
  *
  * and differ in what this struct holds. To add one: a file that defines a `const struct surface`
- * with its field table and its functions, a handler that calls generation_start(s, x, &it), and a
- * row in route.c and one in openapi.c. completions.c is the example. */
+ * with its field table and its functions, a handler in route.c that calls generation_start(s, x,
+ * &it), a row there and one in openapi.c. completions.c is the example. */
 #ifndef SERVER_SURFACE_H
 #define SERVER_SURFACE_H
 
