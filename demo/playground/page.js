@@ -50,6 +50,8 @@ async function problemOf(response) {
     return 'This server does not serve chat completions; completion mode works.';
   if (response.status === 404 && said?.code === 'model_not_found')
     return 'This tenant is not served any more. Reload the list.';
+  if (said?.code === 'unsupported' && said.param === 'messages')
+    return 'This tenant has no chat template; completion mode works.';
   return sentence;
 }
 

@@ -239,3 +239,40 @@ TEST(chat_tool_interrupt_stops_the_answer_not_the_session) {
     CHECK_EQ(close_terminal(&t), 0);
     CHECK_EQ(daemon_stop(&d, SIGTERM, 5000), 0);
 }
+
+/* The prompts are counted by the server: what was said before is in the second one, and gone after
+ * /new. */
+TEST(chat_tool_session_remembers_until_it_is_told_not_to) {
+    struct daemon d = {0};
+    struct terminal t;
+    char arguments[200], to[400];
+    const char *url = start(&d, "--no-autoload");
+    static const char counter[] = "bitdeltad_tenant_prompt_tokens_total{tenant=\"chat\"}";
+    snprintf(to, sizeof to, "%s/deltas/chat.bitdelta", test_tmp());
+    client_copy(client_delta("chat"), to);
+    struct answer added = client_admin(&d, "POST", "/admin/deltas", NULL,
+                                       "{\"name\":\"chat\",\"path\":\"chat.bitdelta\"}");
+    CHECK_EQ(added.status, 201);
+    answer_free(&added);
+    snprintf(arguments, sizeof arguments,
+             "%s --tenant chat --temperature 0 --max-tokens 24 --stats", url);
+    open_terminal(&t, arguments);
+    double asked[3], before = 0;
+    for (int i = 0; i < 3; i++) {
+        expect(&t, "> ");
+        if (i == 2) {
+            type(&t, "/new\n");
+            expect(&t, "> ");
+        }
+        type(&t, "What does \"kernel\" mean?\n");
+        expect(&t, "tokens/s");
+        double all = daemon_metric(&d, counter);
+        asked[i] = all - before;
+        before = all;
+    }
+    CHECK(asked[1] > 2 * asked[0]);
+    CHECK_EQ(asked[2], asked[0]);
+    type(&t, "/quit\n");
+    CHECK_EQ(close_terminal(&t), 0);
+    CHECK_EQ(daemon_stop(&d, SIGTERM, 5000), 0);
+}
