@@ -112,17 +112,20 @@ static struct alias *find_alias(const struct registry *r, const char *name) {
     return found ? &r->aliases[i] : NULL;
 }
 
-static struct served *find_any(const struct registry *r, const char *name) {
+/* *known: there is such a name; an alias of what is gone is one, and names nothing. */
+static struct served *find_any(const struct registry *r, const char *name, bool *known) {
     struct served *s = find_served(r, name);
     const struct alias *alias = s ? NULL : find_alias(r, name);
+    *known = s || alias;
     return alias ? find_served(r, alias->target) : s;
 }
 
 struct served *registry_find(const struct registry *r, const char *name) {
-    struct served *s = find_any(r, name);
+    bool known;
+    struct served *s = find_any(r, name, &known);
     size_t n = strlen(r->base->name);
-    if (!s && strncmp(name, r->base->name, n) == 0 && name[n] == ':')
-        s = find_any(r, name + n + 1);
+    if (!known && strncmp(name, r->base->name, n) == 0 && name[n] == ':')
+        s = find_any(r, name + n + 1, &known);
     return s;
 }
 

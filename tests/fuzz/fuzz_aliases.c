@@ -66,6 +66,20 @@ TEST(fuzz_aliases_survive_mutations) {
     }
 }
 
+/* The name as it stands goes first: what it names may be gone, and nothing else may take its place.
+ */
+TEST(registry_alias_of_what_is_gone_is_not_read_as_base_and_tenant) {
+    static const struct tenant_info info = {.hash = "", .vocab = 8, .context = 8};
+    struct registry r;
+    struct why why = {""};
+    CHECK_OK(registry_open(&r, "base", &info, NULL, &why), why);
+    CHECK_OK(registry_read_aliases(&r, "base:base=gone, x=base", &why), why);
+    CHECK(!registry_find(&r, "base:base"));
+    CHECK(registry_find(&r, "base:x") == r.base && registry_find(&r, "x") == r.base);
+    CHECK(!registry_find(&r, "base:gone") && !registry_find(&r, "base:"));
+    registry_close(&r);
+}
+
 TEST(registry_says_what_is_wrong_with_an_alias) {
     static const struct tenant_info info = {.hash = "", .vocab = 8, .context = 8};
     static const struct {
