@@ -5,6 +5,7 @@ import threading
 import urllib.request
 
 import openai
+from langchain_openai import ChatOpenAI
 from langchain_openai import OpenAI as LangChainOpenAI
 
 from daemon import Daemon, free_port, run
@@ -173,6 +174,28 @@ def openai_reaches_a_tenant_by_its_address():
     assert [m.id for m in c.models.list()] == ["sql"]
 
 
+def openai_chats():
+    c, messages = client(), [{"role": "user", "content": [{"type": "text", "text": "What is a package?"}]}]
+    for more in ({}, {"n": 2, "seed": 5, "temperature": 1}, {"logprobs": True, "top_logprobs": 2}, {"stop": ["."]}):
+        fields = {"model": "chat", "messages": messages, "max_completion_tokens": 16, "temperature": 0, **more}
+        whole = c.chat.completions.create(**fields)
+        texts, finish, usage = {}, {}, None
+        for chunk in c.chat.completions.create(stream=True, stream_options={"include_usage": True}, **fields):
+            assert chunk.object == "chat.completion.chunk"
+            usage = chunk.usage or usage
+            for choice in chunk.choices:
+                texts[choice.index] = texts.get(choice.index, "") + (choice.delta.content or "")
+                finish[choice.index] = choice.finish_reason or finish.get(choice.index)
+        assert [texts[x.index] for x in whole.choices] == [x.message.content for x in whole.choices], more
+        assert [finish[x.index] for x in whole.choices] == [x.finish_reason for x in whole.choices], more
+        assert usage == whole.usage and whole.choices[0].message.role == "assistant"
+    refused(openai.BadRequestError, 400, "messages", lambda: c.chat.completions.create(model="chat", messages=[]))
+    refused(openai.BadRequestError, 400, "tools", lambda: c.chat.completions.create(
+        model="chat", messages=messages, tools=[{"type": "function", "function": {"name": "f"}}]))
+    llm = ChatOpenAI(base_url=daemon.url + "/v1", api_key=KEY, model="chat", max_tokens=16, temperature=0)
+    assert "".join(m.content for m in llm.stream("What is a package?")) == llm.invoke("What is a package?").content
+
+
 def langchain_invokes_batches_and_streams():
     llm = LangChainOpenAI(base_url=daemon.url + "/v1", api_key=KEY, model="math", max_tokens=8, temperature=0)
     one = llm.invoke(PROMPT)
@@ -191,5 +214,5 @@ def langchain_invokes_batches_and_streams():
 with daemon:
     run([openai_lists_models, openai_completes_and_names_what_answered, openai_streams_what_it_would_have_replied,
          openai_takes_every_field, openai_runs_many_at_once, openai_errors_are_its_own_classes, openai_retries_after_429,
-         openai_gets_429_from_a_full_queue_and_then_an_answer, openai_reaches_a_tenant_by_its_address,
+         openai_gets_429_from_a_full_queue_and_then_an_answer, openai_reaches_a_tenant_by_its_address, openai_chats,
          langchain_invokes_batches_and_streams])

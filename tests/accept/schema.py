@@ -12,7 +12,8 @@ from daemon import Daemon
 KEY = "accept-key-of-the-tests"
 ST = os.path.join(os.path.dirname(sys.executable), "st")
 # A field of its own may be right where the whole is not: these need a look at two fields.
-NEED_ANOTHER = ["add_special_tokens", "best_of", "min_tokens", "stream_options", "prompt_logprobs"]
+NEED_ANOTHER = ["add_generation_prompt", "add_special_tokens", "best_of", "chat_template_kwargs", "continue_final_message",
+                "max_completion_tokens", "min_tokens", "stream_options", "prompt_logprobs", "top_logprobs"]
 
 
 def run(what, location, *options):
@@ -28,31 +29,36 @@ def run(what, location, *options):
 
 
 def narrow(document, vocab):
-    """Only what a request to /t/math/... can be answered 200 for."""
+    """Only what a request to /t/chat/... can be answered 200 for."""
     document["paths"] = {path: methods for path, methods in document["paths"].items() if path.startswith("/t/{model}/")}
-    document["components"]["schemas"]["Name"] = {"enum": ["math"]}
+    document["components"]["schemas"]["Name"] = {"enum": ["chat"]}
 
-    def visit(schema):
+    def visit(schema, closed):
+        if closed and "properties" in schema:  # jansson refuses some JSON even where nobody reads it: NUL in a key, 2^64
+            schema["additionalProperties"] = False
+        if closed and schema.get("type") == "string":  # three messages of three texts fit the demo's context
+            schema["maxLength"] = min(12, schema.get("maxLength", 12))
+        if closed and schema.get("type") == "array":
+            schema["maxItems"] = min(3, schema.get("maxItems", 3))
         if schema.get("maximum") == 2147483647 and schema.get("minimum") == 0 and schema.get("type") == "integer":
             schema["maximum"] = vocab - 1
         for child in schema.values():
             for item in child if isinstance(child, list) else [child]:
                 if isinstance(item, dict):
-                    visit(item)
+                    visit(item, closed)
 
-    visit(document["components"]["schemas"])
+    visit(document["components"]["schemas"], False)
     for path, methods in document["paths"].items():
         for operation in methods.values():
             body = operation.get("requestBody", {}).get("content", {}).get("application/json", {}).get("schema", {})
-            visit(body)
             body = document["components"]["schemas"].get(body.get("$ref", "").split("/")[-1], body)
-            if body:
-                body["additionalProperties"] = False  # jansson takes no NUL in a key
+            visit(body, True)
             properties = body.get("properties", {})
             for name in NEED_ANOTHER:
                 properties.pop(name, None)
             if "max_tokens" in properties:
-                properties["max_tokens"]["maximum"] = 4
+                body["required"].append("max_tokens")  # chat fills the context without
+                properties["max_tokens"] = {"type": "integer", "minimum": 0, "maximum": 4}
                 properties["n"]["maximum"] = 3
                 properties["logit_bias"] = {"type": "object", "maxProperties": 3,
                                             "propertyNames": {"pattern": "^[0-9]{1,3}$"},
@@ -61,14 +67,14 @@ def narrow(document, vocab):
 
 
 with Daemon() as daemon:  # one of its own: it removes the tenants it hears of
-    run("the admin API", daemon.admin + "/openapi.json", "-n", "40", "--exclude-checks", "positive_data_acceptance")
+    run("the admin API", daemon.admin + "/openapi.json", "-n", "25", "--exclude-checks", "positive_data_acceptance")
 with Daemon(key=KEY) as daemon:
-    run("the public API", daemon.url + "/openapi.json", "-n", "40", "--exclude-checks", "positive_data_acceptance")
+    run("the public API", daemon.url + "/openapi.json", "-n", "25", "--exclude-checks", "positive_data_acceptance")
     request = urllib.request.Request(daemon.url + "/openapi.json", headers={"Authorization": "Bearer " + KEY})
     with tempfile.NamedTemporaryFile("w", suffix=".json") as f:
         json.dump(narrow(json.load(urllib.request.urlopen(request)), 4096), f)
         f.flush()
-        run("what it accepts", f.name, "-u", daemon.url, "-n", "100", "--mode", "positive")
+        run("what it accepts", f.name, "-u", daemon.url, "-n", "50", "--mode", "positive")
     request.full_url = daemon.url + "/metrics"
     for line in urllib.request.urlopen(request).read().decode().splitlines():
         if 'route="/v1/completions",status="2xx"' in line:
