@@ -127,7 +127,7 @@ static void table_all(void *arg) {
 }
 
 void ceilings_measure(struct ceilings *c) {
-    static const struct model_shape shape = {1, 256, 4, 4, 64, 256, 256, 256, 0, 1e-5f};
+    static const struct model_shape shape = {1, 256, 4, 4, 64, 256, 256, 256, 0, 1e-5f, true};
     struct kernels *k;
     struct why why;
     if (kernels_cpu_open(&k, &shape, 1, 0, &why)) {
