@@ -16,6 +16,7 @@ struct tables_args {
     const int32_t *row_of_logit; /* the head's */
     int32_t first_row, n_layers, dim;
     int32_t part_rows[N_LINEARS][MAX_PARTS];
+    uint8_t job_rows[SLICE_ROWS + 1]; /* linear_job_rows of each number of rows */
 };
 
 /* The matrices of one table as one row's tenant has them. */
@@ -199,7 +200,7 @@ __global__ void __launch_bounds__(SLICE_ROWS) tables_kernel(const tables_args a,
     uint64_t up_to = (uint64_t)2 << r, own = starts & (up_to - 1), after = starts & ~(up_to - 1);
     int first = own ? 63 - __clzll((long long)own) : 0;
     int end = after ? __ffsll((long long)after) - 1 : n;
-    int each = min((n + 7) / 8, (int)LINEAR_JOB_ROWS);
+    int each = a.job_rows[n];
     int in_job = each ? (r - first) % each : 0, job_rows = min(each, end - (r - in_job));
     bool job = changes && in_job == 0;
     uint64_t jobs = ballot64(job, b.jobs);
@@ -323,10 +324,12 @@ size_t job_tables_bytes(const struct job_tables *t) {
 
 static struct tables_args tables_args_of(const struct job_tables *t, const struct gpu_step *s,
                                          const int32_t *row_of_logit, int32_t first_row) {
-    struct tables_args a = {t->base,      *s, row_of_logit, first_row, t->shape.n_layers,
-                            t->shape.dim, {}};
+    struct tables_args a = {t->base,           *s,           row_of_logit, first_row,
+                            t->shape.n_layers, t->shape.dim, {},           {}};
     for (int32_t i = 0; i < N_LINEARS; i++)
         memcpy(a.part_rows[i], table_shape(&t->shape, i).part_rows, sizeof a.part_rows[i]);
+    for (int32_t i = 0; i <= SLICE_ROWS; i++)
+        a.job_rows[i] = (uint8_t)linear_job_rows(i);
     return a;
 }
 

@@ -453,6 +453,11 @@ static row_result check_row(const step_data &s, int table, const table_copy &c, 
             if (j.bits[i] != p.delta.plane[plane].bits || j.row[i] != p.delta.plane[plane].row)
                 fail(s.w->name, "bits of a job", plane, i);
             int set = j.first_set[i] + r - j.first_row;
+            bool nan = false;
+            for (int b = 0; b < c.n_blocks; b++)
+                nan |= isnan(c.planes[(size_t)set * c.n_blocks + b].scale);
+            if (nan != row.bad)
+                fail(s.w->name, "a block that is not finite", nan, row.bad);
             if (!row.bad)
                 check_set(s, c, set, x, p.col[plane], exact);
             for (int b = 0; b < c.n_blocks; b++)
