@@ -40,7 +40,7 @@ __global__ void __launch_bounds__(THREADS, 1) linear_kernel(const __grid_constan
     l.base = shared;
     l.x = l.base + C::slots * C::stage;
     l.sign = l.x + C::x_slots * C::x_slot;
-    l.total = (float *)(l.sign + SIGN_WARPS * C::depth * STEP);
+    l.total = (float *)(l.sign + SIGN_WARPS * DEPTH * STEP);
     l.jobs = (struct linear_job *)(l.total + 4 * Q * ROW_FLOATS);
     l.pairs = (struct linear_pair *)(l.jobs + 4 * Q);
     l.full = (uint64_t *)(l.pairs + 4 * Q);
@@ -53,11 +53,11 @@ __global__ void __launch_bounds__(THREADS, 1) linear_kernel(const __grid_constan
     grid_launch_next();
     if (threadIdx.x == 0) {
         for (int i = 0; i < C::slots; i++) {
-            barrier_init(l.full + i, 1);
+            barrier_init(l.full + i, GROUP);
             barrier_init(l.empty + i, BASE_WARPS);
         }
         for (int i = 0; i < C::x_slots; i++) {
-            barrier_init(l.x_full + i, 1);
+            barrier_init(l.x_full + i, Q);
             barrier_init(l.x_empty + i, BASE_WARPS);
         }
         barrier_init(l.total_full, 32 * SIGN_WARPS);

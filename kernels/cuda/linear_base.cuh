@@ -8,23 +8,13 @@
 
 namespace {
 
-/* The first bytes that this block's successor will copy of the stream's next matrix. */
-template <int H> __device__ void prefetch_next(const linear_args &a) {
-    if (!a.next.base || blockIdx.x % H)
-        return;
-    struct work w = share_of<H>(a.next.n_tiles, max(H, min(a.n_thread_blocks, a.next.n_tiles * H)));
-    size_t tile_bytes = (size_t)a.next.n_blocks * BASE_TILE;
-    int n = min(GROUP, min(w.end, a.next.n_tiles) - w.first); /* none for surplus blocks */
-    for (int m = 0; m < n; m++)
-        bulk_prefetch((const char *)a.next.base + (w.first + m) * tile_bytes,
-                      (uint32_t)min((size_t)(NEXT_BYTES * H / n / 16 * 16), tile_bytes));
-}
-
-/* One lane for each tile of the group. */
+/* One lane for each tile of the group; each announces its own bytes. */
 template <int Q, int H> __device__ void copy_base(const linear_args &a, const layout &l) {
     using C = config<Q>;
     struct work w = work_of<H>(a.shape);
     int lane = threadIdx.x % 32;
+    if (lane >= GROUP) /* would miss laps of the ring */
+        return;
     uint64_t policy = policy_evict_first();
     struct place at;
     struct group g;
@@ -35,9 +25,7 @@ template <int Q, int H> __device__ void copy_base(const linear_args &a, const la
         int bytes = C::runs(g.n) * 1024, n = (int)tile_bytes / bytes;
         for (int k = 0; k < n; k++, from += bytes, at.advance(C::slots)) {
             barrier_wait(l.empty + at.slot, at.parity ^ 1);
-            if (lane == 0)
-                barrier_arrive_expect(l.full + at.slot, g.n * bytes);
-            __syncwarp();
+            barrier_arrive_expect(l.full + at.slot, lane < g.n ? bytes : 0);
             char *to = l.base + at.slot * C::stage + lane * bytes;
             if (lane < g.n && H == 1)
                 bulk_copy(to, from, bytes, l.full + at.slot, policy);
@@ -45,11 +33,11 @@ template <int Q, int H> __device__ void copy_base(const linear_args &a, const la
                 bulk_copy(to, from, bytes, l.full + at.slot);
         }
     }
-    if (lane == 0)
-        prefetch_next<H>(a);
+    if (Q < 4 || !a.batch->n_phases) /* else the sign warps do, when they are done */
+        prefetch_next(a, H, blockIdx.x % H, H);
 }
 
-/* One lane for each quad of rows. In a slot of x: [quad][run], 512 bytes each. */
+/* One lane for each quad of rows, likewise. In a slot of x: [quad][run], 512 bytes each. */
 template <int Q, int H> __device__ void copy_x(const linear_args &a, const layout &l) {
     using C = config<Q>;
     struct work w = work_of<H>(a.shape);
@@ -58,6 +46,8 @@ template <int Q, int H> __device__ void copy_x(const linear_args &a, const layou
     constexpr int bytes = C::x_runs * RUN_BYTES;
     const char *x =
         (const char *)a.in.x + (size_t)(rows.first / 4 + lane) * w.blocks * 8 * RUN_BYTES;
+    if (lane >= Q)
+        return;
     struct place at;
     struct group g;
     grid_wait();
@@ -65,9 +55,7 @@ template <int Q, int H> __device__ void copy_x(const linear_args &a, const layou
         g = group_at(a.shape, w, tile);
         for (int k = 0; k < w.blocks * (8 / C::x_runs); k++, at.advance(C::x_slots)) {
             barrier_wait(l.x_empty + at.slot, at.parity ^ 1);
-            if (lane == 0)
-                barrier_arrive_expect(l.x_full + at.slot, n_quads * bytes);
-            __syncwarp();
+            barrier_arrive_expect(l.x_full + at.slot, lane < n_quads ? bytes : 0);
             if (lane < n_quads)
                 bulk_copy(l.x + at.slot * C::x_slot + lane * bytes, x + (size_t)k * bytes, bytes,
                           l.x_full + at.slot);
@@ -78,7 +66,7 @@ template <int Q, int H> __device__ void copy_x(const linear_args &a, const layou
 /* Adds the finished sums of the signs and stores outputs g and g + 8 of tile m for row t of each
  * quad. */
 template <int Q>
-__device__ void store_tile(const linear_args &a, const layout &l, const struct group &g, int m,
+__device__ void store_tile(const linear_args &a, const float *total, const struct group &g, int m,
                            int quad, const struct rows &rows,
                            const float (&acc)[config<Q>::quads][2]) {
     int lane = threadIdx.x % 32, t = lane % 4, before = 0;
@@ -99,50 +87,57 @@ __device__ void store_tile(const linear_args &a, const layout &l, const struct g
                 continue;
             float v = acc[n][e];
             if (delta)
-                v += l.total[near * ROW_FLOATS + e * 32 + lane / 4 * 4 + m];
+                v += total[near * ROW_FLOATS + e * 32 + lane / 4 * 4 + m];
             y[out] = a.add ? y[out] + v : v;
         }
     }
 }
 
-/* acc += N tiles times the quads over 128 columns. The tensor core's own additions round towards
- * zero, so every 128 columns a fresh sum is added properly. Column 2t of a product is row t's high
- * half, 2t + 1 its low one. No branch and no barrier inside: the loads go ahead of the products. */
+/* acc += N tiles times the quads over 128 columns, once or twice. The tensor core's own additions
+ * round towards zero, so every 128 columns a fresh sum is added properly. Column 2t of a product is
+ * row t's high half, 2t + 1 its low one. No branch and no barrier inside, so that loads go ahead of
+ * products and two sums run side by side. */
 template <int Q, int N>
-__device__ __forceinline__ void base_sum(const char *w, int tile_bytes, const char *x,
+__device__ __forceinline__ void base_sum(const char *const (&w)[config<Q>::sums], int tile_bytes,
+                                         const char *x,
                                          float (&acc)[config<Q>::tiles][config<Q>::quads][2]) {
     using C = config<Q>;
-    float d[N][C::quads][4] = {};
+    float d[C::sums][N][C::quads][4] = {};
 #pragma unroll
-    for (int j = 0; j < 4; j++) {
+    for (int j = 0; j < 4 * C::sums; j++) {
+        auto &e = d[j % C::sums];
+        int run = j % C::sums * 4 + j / C::sums;
         uint4 b[C::quads];
 #pragma unroll
         for (int q = 0; q < C::quads; q++)
-            b[q] = *(const uint4 *)(x + (q * C::x_runs + j) * RUN_BYTES);
+            b[q] = *(const uint4 *)(x + (q * C::x_runs + run) * RUN_BYTES);
 #pragma unroll
         for (int i = 0; i < N; i++) {
-            const uint4 *tile = (const uint4 *)(w + i * tile_bytes + j * 1024);
+            const uint4 *tile = (const uint4 *)(w[j % C::sums] + i * tile_bytes + run % 4 * 1024);
             uint4 a0 = tile[0], a1 = tile[32];
 #pragma unroll
             for (int q = 0; q < C::quads; q++)
-                mma_f16(d[i][q], a0.x, a0.y, a0.z, a0.w, b[q].x, b[q].y);
+                mma_f16(e[i][q], a0.x, a0.y, a0.z, a0.w, b[q].x, b[q].y);
 #pragma unroll
             for (int q = 0; q < C::quads; q++)
-                mma_f16(d[i][q], a1.x, a1.y, a1.z, a1.w, b[q].z, b[q].w);
+                mma_f16(e[i][q], a1.x, a1.y, a1.z, a1.w, b[q].z, b[q].w);
         }
     }
 #pragma unroll
-    for (int i = 0; i < N; i++)
+    for (int s = 0; s < C::sums; s++)
 #pragma unroll
-        for (int q = 0; q < C::quads; q++) {
-            acc[i][q][0] += d[i][q][0] + d[i][q][1];
-            acc[i][q][1] += d[i][q][2] + d[i][q][3];
-        }
+        for (int i = 0; i < N; i++)
+#pragma unroll
+            for (int q = 0; q < C::quads; q++) {
+                acc[i][q][0] += d[s][i][q][0] + d[s][i][q][1];
+                acc[i][q][1] += d[s][i][q][2] + d[s][i][q][3];
+            }
 }
 
 /* n tiles of the warp, at most config::tiles. */
 template <int Q>
-__device__ __forceinline__ void base_sum_of(int n, const char *w, int tile_bytes, const char *x,
+__device__ __forceinline__ void base_sum_of(int n, const char *const (&w)[config<Q>::sums],
+                                            int tile_bytes, const char *x,
                                             float (&acc)[config<Q>::tiles][config<Q>::quads][2]) {
     constexpr int most = config<Q>::tiles;
     if (n == 1)
@@ -175,35 +170,41 @@ template <int Q, int H> __device__ void run_base(const linear_args &a, const lay
         /* Every warp waits for every stage, its own or not: a parity cannot tell apart the laps of
          * a warp that has run ahead. */
 #pragma unroll 1
-        for (int run = 0; run < w.blocks * 8; run += 4) {
-            int in_stage = run & (runs - 1), in_slot = run % C::x_runs;
-            if (in_stage == 0)
-                barrier_wait(l.full + at.slot, at.parity);
+        for (int run = 0; run < w.blocks * 8; run += 4 * C::sums) {
+            const char *from[C::sums];
+            struct place end = at;
+#pragma unroll
+            for (int s = 0; s < C::sums; s++) {
+                int in_stage = (run + 4 * s) & (runs - 1);
+                if (in_stage == 0)
+                    barrier_wait(l.full + end.slot, end.parity);
+                from[s] = l.base + end.slot * C::stage + (m0 * runs + in_stage) * 1024 + lane * 16;
+                if (in_stage + 4 == runs)
+                    end.advance(C::slots);
+            }
+            int in_slot = run % C::x_runs;
             if (in_slot == 0)
                 barrier_wait(l.x_full + x_at.slot, x_at.parity);
-            base_sum_of<Q>(
-                mine, l.base + at.slot * C::stage + (m0 * runs + in_stage) * 1024 + lane * 16,
-                C::along_out * runs * 1024,
-                l.x + x_at.slot * C::x_slot + (quad * C::x_runs + in_slot) * RUN_BYTES + lane * 16,
-                acc);
+            base_sum_of<Q>(mine, from, C::along_out * runs * 1024,
+                           l.x + x_at.slot * C::x_slot + (quad * C::x_runs + in_slot) * RUN_BYTES +
+                               lane * 16,
+                           acc);
             __syncwarp();
-            if (in_slot + 4 == C::x_runs) {
+            if (in_slot + 4 * C::sums == C::x_runs) {
                 if (lane == 0)
                     barrier_arrive(l.x_empty + x_at.slot);
                 x_at.advance(C::x_slots);
             }
-            if (in_stage + 4 == runs) {
+            for (; at.slot != end.slot; at.advance(C::slots))
                 if (lane == 0)
                     barrier_arrive(l.empty + at.slot);
-                at.advance(C::slots);
-            }
         }
         if (n_phases)
             barrier_wait(l.total_full, turn);
 #pragma unroll
         for (int i = 0; i < C::tiles; i++)
             if (i < mine)
-                store_tile<Q>(a, l, g, m0 + i * C::along_out, quad, rows, acc[i]);
+                store_tile<Q>(a, l.total, g, m0 + i * C::along_out, quad, rows, acc[i]);
         barrier_arrive(l.total_empty);
     }
 }

@@ -22,6 +22,7 @@ enum {
     /* What a sign warp copies at a time: tiles, then the bit planes of x. */
     PLANES = (int)sizeof(struct linear_planes),
     STEP = 8 * TILE_BYTES + 2 * PLANES,
+    DEPTH = 2,               /* steps in flight of a sign warp */
     STEP_U = 8 * TILE_BYTES, /* where u stands in the step of a pair */
     NEXT_BYTES = 49152,      /* of the next matrix, asked into the L2 by a block */
     NEAR_RANK = 32,          /* low-rank pairs up to this rank go through the ring: one step */
@@ -34,13 +35,13 @@ template <int Q> struct config {
     static constexpr int along_out = BASE_WARPS / along_rows;      /* and over output tiles */
     static constexpr int quads = Q / along_rows;                   /* of a base warp */
     static constexpr int tiles = GROUP / along_out;                /* of a base warp */
-    static constexpr int x_runs = Q == 1 ? 8 : 4;                  /* columns / 32 in a slot of x */
+    static constexpr int sums = Q <= 2 ? 2 : 1;   /* of 128 columns, side by side */
+    static constexpr int x_runs = Q <= 2 ? 8 : 4; /* columns / 32 in a slot of x */
     static constexpr int x_slot = Q * x_runs * RUN_BYTES;
     static constexpr int stage = 16384; /* of W: as many runs of a group's tiles as fit */
     /* Bytes in flight are divided as the traffic is, between W, x and the tenants' signs. */
-    static constexpr int slots = Q == 1 ? 8 : Q == 2 ? 7 : 4; /* stages */
-    static constexpr int x_slots = Q == 2 ? 7 : 4;
-    static constexpr int depth = Q == 4 ? 3 : 2; /* steps in flight of a sign warp */
+    static constexpr int slots = Q == 1 ? 8 : Q == 2 ? 7 : Q == 4 ? 6 : 4; /* stages */
+    static constexpr int x_slots = Q == 2 ? 3 : Q == 4 ? 5 : 4;
     /* Runs in a stage for a group of n tiles; a power of two. */
     __device__ static int runs(int n) {
         return min(8, stage / 1024 >> (n > 2 ? 2 : n - 1));
@@ -48,8 +49,8 @@ template <int Q> struct config {
     static constexpr size_t per_row =
         ROW_FLOATS * 4 + sizeof(struct linear_job) + sizeof(struct linear_pair);
     static constexpr size_t shared_bytes = (size_t)slots * stage + x_slots * x_slot +
-                                           SIGN_WARPS * depth * STEP + 4 * Q * per_row +
-                                           (2 * slots + 2 * x_slots + 2) * 8;
+                                           SIGN_WARPS * DEPTH * STEP + 4 * Q * per_row +
+                                           2 * (slots + x_slots + 1) * 8;
     static_assert(shared_bytes <= 227 * 1024, "more than a block can have");
 };
 
@@ -76,14 +77,14 @@ struct group {
     int tile, n, part;
 };
 
-/* This block's tiles when n_blocks blocks, H of them on the same, share them. */
-template <int H> __device__ struct work share_of(int tiles, int n_blocks) {
-    int n = n_blocks / H, i = blockIdx.x / H;
+/* This block's tiles when n_blocks blocks, `h` of them on the same, share them. */
+__device__ struct work share_of(int tiles, int n_blocks, int h) {
+    int n = n_blocks / h, i = blockIdx.x / h;
     int each = tiles / n, more = tiles % n, first = i * each + min(i, more);
     return {first, first + each + (i < more), 0};
 }
 template <int H> __device__ struct work work_of(const struct linear_shape &s) {
-    struct work w = share_of<H>(s.first_tile[s.n_parts], gridDim.x);
+    struct work w = share_of(s.first_tile[s.n_parts], gridDim.x, H);
     w.blocks = (s.n_k + TILE_COLS - 1) / TILE_COLS;
     return w;
 }
@@ -97,6 +98,21 @@ __device__ struct group group_at(const struct linear_shape &s, const struct work
     int left = min(w.end, s.first_tile[part + 1]) - tile;
     int groups = (left + GROUP - 1) / GROUP;
     return {tile, (left + groups - 1) / groups, part};
+}
+
+/* Asks for what this block's successor will copy first of the stream's next matrix: part `part` of
+ * `parts`, by one warp. It keeps the memory busy between two kernels. */
+__device__ __noinline__ void prefetch_next(const linear_args &a, int h, int part, int parts) {
+    if (!a.next.base)
+        return;
+    struct work w = share_of(a.next.n_tiles, max(h, min(a.n_thread_blocks, a.next.n_tiles * h)), h);
+    size_t tile_bytes = (size_t)a.next.n_blocks * BASE_TILE;
+    int n = min(GROUP, min(w.end, a.next.n_tiles) - w.first); /* none for surplus blocks */
+    int m = threadIdx.x % 32;
+    if (m >= n)
+        return;
+    int bytes = (int)min((size_t)(NEXT_BYTES * h / n), tile_bytes) / parts / 16 * 16;
+    bulk_prefetch((const char *)a.next.base + (w.first + m) * tile_bytes + part * bytes, bytes);
 }
 
 /* A place in a ring: slot and the parity of its current lap. */

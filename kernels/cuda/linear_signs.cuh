@@ -57,6 +57,7 @@ struct ahead {
     uint32_t shared;    /* the warp's ring */
     int slot;
     uint64_t policy;
+    int next_blocks, next_part, next_parts; /* this warp's share of the next matrix's first bytes */
 };
 
 /* The unit's signs, if it has any for the group's part. */
@@ -161,7 +162,6 @@ __device__ __forceinline__ void copy_pair(const struct ahead &h, uint32_t to, bo
 }
 
 /* Starts the copy of a step, or of one half of it, and goes on to the next. */
-template <int DEPTH>
 __device__ __forceinline__ void copy_step(const linear_args &a, const struct jobs &jobs,
                                           struct ahead &h, bool tiles, bool planes) {
     if (h.g.tile < h.end) {
@@ -179,6 +179,8 @@ __device__ __forceinline__ void copy_step(const linear_args &a, const struct job
         if (h.k >= h.blocks || h.pair_bytes) {
             h.i += SIGN_WARPS;
             seek(a, jobs, h);
+            if (h.g.tile >= h.end && h.next_parts)
+                prefetch_next(a, h.next_blocks, h.next_part, h.next_parts);
         }
     }
     h.slot = h.slot + 1 == DEPTH ? 0 : h.slot + 1;
@@ -240,7 +242,6 @@ __device__ __forceinline__ void sign_pair_of(int n, const char *tile0, const cha
 }
 
 /* A unit with a single row: its chain of additions stays in registers. */
-template <int DEPTH>
 __device__ __forceinline__ void run_row(const linear_args &a, const struct jobs &jobs,
                                         struct ahead &h, const char *ring, int n, float &acc0,
                                         float &acc1) {
@@ -267,13 +268,12 @@ __device__ __forceinline__ void run_row(const linear_args &a, const struct jobs 
             }
         }
         __syncwarp(); /* lane 0 overwrites the scales that all have read */
-        copy_step<DEPTH>(a, jobs, h, true, true);
+        copy_step(a, jobs, h, true, true);
         lane_copy_commit();
     }
 }
 
 /* A unit with up to LINEAR_JOB_ROWS rows: their chains stand in `total`. */
-template <int DEPTH>
 __device__ __forceinline__ void run_rows(const linear_args &a, const struct jobs &jobs,
                                          struct ahead &h, const char *ring, int n, int n_rows,
                                          float *total, bool mine) {
@@ -301,14 +301,13 @@ __device__ __forceinline__ void run_rows(const linear_args &a, const struct jobs
                 }
             }
         __syncwarp();
-        copy_step<DEPTH>(a, jobs, h, true, true);
+        copy_step(a, jobs, h, true, true);
         lane_copy_commit();
     }
 }
 
 /* One job for some tiles of the group: one plane of a tenant, its rows. A job without bits here
  * leaves zeros, once. */
-template <int DEPTH>
 __device__ void run_unit(const linear_args &a, const struct jobs &jobs, const layout &l,
                          const struct group &g, int phase, const struct unit &u, struct ahead &h,
                          const char *ring, uint32_t turn) {
@@ -330,7 +329,7 @@ __device__ void run_unit(const linear_args &a, const struct jobs &jobs, const la
     float scale1 = mine && out + 8 < a.shape.part_rows[g.part] ? row[out + 8] : 0;
     if (n_rows == 1) {
         float acc0 = 0, acc1 = 0;
-        run_row<DEPTH>(a, jobs, h, ring, u.n, acc0, acc1);
+        run_row(a, jobs, h, ring, u.n, acc0, acc1);
         if (phase == 0)
             barrier_wait(l.total_empty, turn);
         if (mine) {
@@ -346,7 +345,7 @@ __device__ void run_unit(const linear_args &a, const struct jobs &jobs, const la
         before[r][0] = add ? total[r * ROW_FLOATS] : 0;
         before[r][1] = add ? total[r * ROW_FLOATS + 32] : 0;
     }
-    run_rows<DEPTH>(a, jobs, h, ring, u.n, n_rows, total, mine);
+    run_rows(a, jobs, h, ring, u.n, n_rows, total, mine);
 #pragma unroll
     for (int r = 0; r < LINEAR_JOB_ROWS; r++)
         if (r < n_rows && mine) {
@@ -360,7 +359,27 @@ __device__ void run_unit(const linear_args &a, const struct jobs &jobs, const la
 __device__ __forceinline__ void pair_sum(const __half *b0, const __half *b1, int rank,
                                          const float *u, int ld_u, int n_rows,
                                          float (&acc)[LINEAR_JOB_ROWS][2]) {
-    for (int j = 0; j < rank; j++) {
+    int j = 0;
+    if (rank % 8 == 0) /* all rows start at 16 bytes */
+        for (; j < rank; j += 8) {
+            __half w0[8], w1[8];
+            *(uint4 *)w0 = *(const uint4 *)(b0 + j);
+            *(uint4 *)w1 = *(const uint4 *)(b1 + j);
+#pragma unroll
+            for (int r = 0; r < LINEAR_JOB_ROWS; r++) {
+                if (r >= n_rows)
+                    break;
+                float v[8];
+                *(float4 *)v = *(const float4 *)(u + (size_t)r * ld_u + j);
+                *(float4 *)(v + 4) = *(const float4 *)(u + (size_t)r * ld_u + j + 4);
+#pragma unroll
+                for (int i = 0; i < 8; i++) {
+                    acc[r][0] = fmaf(__half2float(w0[i]), v[i], acc[r][0]);
+                    acc[r][1] = fmaf(__half2float(w1[i]), v[i], acc[r][1]);
+                }
+            }
+        }
+    for (; j < rank; j++) {
         float w0 = __half2float(b0[j]), w1 = __half2float(b1[j]);
 #pragma unroll
         for (int r = 0; r < LINEAR_JOB_ROWS; r++)
@@ -374,7 +393,6 @@ __device__ __forceinline__ void pair_sum(const __half *b0, const __half *b1, int
 
 /* One job's pair for some tiles of the group. Small ranks come through the ring; larger ones, where
  * the bytes of a lane's own rows are long enough, straight from memory. */
-template <int DEPTH>
 __device__ void run_pair(const linear_args &a, const struct jobs &jobs, const layout &l,
                          const struct group &g, const struct unit &u, struct ahead &h,
                          const char *ring) {
@@ -396,7 +414,7 @@ __device__ void run_pair(const linear_args &a, const struct jobs &jobs, const la
             pair_sum(from, from + 8 * rank, rank, (const float *)(slot + STEP_U), NEAR_RANK, n_rows,
                      acc);
         __syncwarp();
-        copy_step<DEPTH>(a, jobs, h, true, true);
+        copy_step(a, jobs, h, true, true);
         lane_copy_commit();
     } else if (mine) {
         int out = (g.tile + u.m0 + t - a.shape.first_tile[g.part]) * TILE_ROWS + lane / 4;
@@ -451,10 +469,9 @@ __device__ void load_jobs(const linear_args &a, const layout &l, struct jobs &jo
 }
 
 template <int Q, int H> __device__ void run_signs(const linear_args &a, const layout &l) {
-    constexpr int depth = config<Q>::depth;
     struct work w = work_of<H>(a.shape);
     int warp = threadIdx.x / 32 - BASE_WARPS;
-    const char *ring = l.sign + warp * depth * STEP;
+    const char *ring = l.sign + warp * DEPTH * STEP;
     struct jobs jobs = {};
     jobs.n_phases = a.batch->n_phases;
     if (!jobs.n_phases) /* then the base warps do not wait either */
@@ -465,17 +482,19 @@ template <int Q, int H> __device__ void run_signs(const linear_args &a, const la
     h.g = g, h.end = w.end, h.blocks = w.blocks, h.i = warp;
     h.shared = shared_address(ring);
     h.policy = policy_evict_first();
+    h.next_blocks = H, h.next_part = blockIdx.x % H * SIGN_WARPS + warp;
+    h.next_parts = Q < 4 ? 0 : H * SIGN_WARPS;
     seek(a, jobs, h);
     /* The weights first; x when the previous kernel has written it. */
     struct ahead start = h;
 #pragma unroll 1
-    for (int i = 0; i < depth; i++)
-        copy_step<depth>(a, jobs, h, true, false);
+    for (int i = 0; i < DEPTH; i++)
+        copy_step(a, jobs, h, true, false);
     grid_wait();
     h = start;
 #pragma unroll 1
-    for (int i = 0; i < depth; i++) {
-        copy_step<depth>(a, jobs, h, false, true);
+    for (int i = 0; i < DEPTH; i++) {
+        copy_step(a, jobs, h, false, true);
         lane_copy_commit();
     }
 
@@ -488,9 +507,9 @@ template <int Q, int H> __device__ void run_signs(const linear_args &a, const la
                 if (u.job >= jobs.n)
                     break;
                 if (u.n > 0 && p < jobs.n_phases)
-                    run_unit<depth>(a, jobs, l, g, p, u, h, ring, turn);
+                    run_unit(a, jobs, l, g, p, u, h, ring, turn);
                 else if (u.n > 0)
-                    run_pair<depth>(a, jobs, l, g, u, h, ring);
+                    run_pair(a, jobs, l, g, u, h, ring);
             }
         /* A warp without a unit must not report this group before the last one was taken. */
         barrier_wait(l.total_empty, turn);

@@ -147,6 +147,28 @@ static void set_mix(model &m, int rows, int n_tenants, bool fitted) {
     CUDA(cudaMemcpy(m.counts, counts, sizeof counts, cudaMemcpyHostToDevice));
 }
 
+/* Largest relative error of 96 sampled outputs of each row against double precision. */
+static double sampled_error(const linear_args &a, int rows, int n_out) {
+    std::vector<int> sample;
+    for (int j = 0; j < 96; j++)
+        sample.push_back((int)(hash32(j, 8) % (uint32_t)n_out));
+    int *d_sample = device_copy(sample);
+    double *d_want = device_alloc<double>(96 * (size_t)rows);
+    reference_kernel<<<dim3(3, (unsigned)rows), 32>>>(a, d_sample, 96, d_want);
+    std::vector<double> want = host_copy(d_want, 96 * (size_t)rows);
+    std::vector<float> y = host_copy(a.y, (size_t)rows * a.ld_y);
+    double error = 0, norm = 0;
+    for (int r = 0; r < rows; r++)
+        for (int j = 0; j < 96; j++) {
+            double w = want[(size_t)r * 96 + j];
+            double d = (double)y[(size_t)r * a.ld_y + sample[j]] - w;
+            error += d * d, norm += w * w;
+        }
+    CUDA(cudaFree(d_sample));
+    CUDA(cudaFree(d_want));
+    return sqrt(error / norm);
+}
+
 static linear_args args_of(const model &m, int i) {
     linear_args a = {};
     a.shape = m.shape[i % KINDS];
@@ -170,27 +192,11 @@ static void check_mix(const model &m, int rows) {
         CUDA(cudaMemset(a.y, 0xff, (size_t)MOST * m.n_out[i] * 4));
         OK(planes_launch(&m.planes[i], rows, m.n_sets, 0));
         OK(linear_launch(&a, rows, 0));
-        std::vector<int> sample;
-        for (int j = 0; j < 96; j++)
-            sample.push_back((int)(hash32(j, 8) % (uint32_t)m.n_out[i]));
-        int *d_sample = device_copy(sample);
-        double *d_want = device_alloc<double>(96 * (size_t)rows);
-        reference_kernel<<<dim3(3, (unsigned)rows), 32>>>(a, d_sample, 96, d_want);
-        std::vector<double> want = host_copy(d_want, 96 * (size_t)rows);
-        std::vector<float> y = host_copy(a.y, (size_t)rows * m.n_out[i]);
-        double error = 0, norm = 0;
-        for (int r = 0; r < rows; r++)
-            for (int j = 0; j < 96; j++) {
-                double w = want[(size_t)r * 96 + j];
-                double d = (double)y[(size_t)r * m.n_out[i] + sample[j]] - w;
-                error += d * d, norm += w * w;
-            }
-        if (!(sqrt(error / norm) < 3e-6)) {
-            printf("%s, %d rows: relative error %.2e\n", kinds[i].name, rows, sqrt(error / norm));
+        double error = sampled_error(a, rows, m.n_out[i]);
+        if (!(error < 3e-6)) {
+            printf("%s, %d rows: relative error %.2e\n", kinds[i].name, rows, error);
             exit(1);
         }
-        CUDA(cudaFree(d_sample));
-        CUDA(cudaFree(d_want));
     }
 }
 
@@ -318,6 +324,41 @@ static void quick(model &m, int n, char **rows) {
     }
 }
 
+/* A head of 32000 x 4096 that each of T tenants of one row gives as a dense matrix. */
+static void dense_table(model &m, double rate) {
+    enum { N = 32000 };
+    const int part_rows[1] = {N};
+    linear_args a = args_of(m, 0);
+    a.shape = linear_shape_of(1, part_rows, kinds[0].n_k);
+    a.pairs = NULL, a.next.base = NULL, a.ld_y = N;
+    a.y = device_alloc<float>((size_t)8 * N);
+    size_t matrix = (size_t)N * kinds[0].n_k;
+    for (int t : {1, 2, 4, 8}) {
+        linear_batch batch = {};
+        batch.n_rows = batch.n_dense = t;
+        std::vector<linear_dense> dense(t);
+        for (int i = 0; i < t; i++) {
+            dense[i].w[0] = m.b + matrix * i, dense[i].n_out[0] = N;
+            dense[i].first_row = i, dense[i].n_rows = 1;
+            batch.dense[i] = 1;
+        }
+        struct linear_dense *d_dense = device_copy(dense);
+        a.dense = d_dense;
+        CUDA(cudaMemcpy(m.batch, &batch, sizeof batch, cudaMemcpyHostToDevice));
+        OK(linear_dense_launch(&a, t, 0));
+        double error = sampled_error(a, t, N);
+        if (!(error < 3e-6)) {
+            printf("dense, %d tenants: relative error %.2e\n", t, error);
+            exit(1);
+        }
+        float ms = median_ms([&](cudaStream_t s) { OK(linear_dense_launch(&a, t, s)); });
+        double floor = 2.0 * (double)matrix * t / rate / 1e6;
+        printf("dense head of %d tenants: %.3f ms, floor %.3f, %.1f%% of it\n", t, ms, floor,
+               100 * floor / ms);
+        CUDA(cudaFree(d_dense));
+    }
+}
+
 static void table(model &m) {
     double rate = read_rate(m);
     printf("read rate %.0f GB/s; base %.2f GB, tenant %.3f GB, %d blocks\n", rate,
@@ -343,6 +384,7 @@ static void table(model &m) {
         printf("%4d %9.3f %9.3f %9.3f %6.1f%% %9.3f %9.3f %9.3f %9.3f %9.3f\n", t, blas, many,
                floor, 100 * floor / many, fitted, planes, one, none, int8);
     }
+    dense_table(m, rate);
 }
 
 int main(int argc, char **argv) {

@@ -6,8 +6,8 @@
  *   a dense part has the bits that the same matrix has as a base;
  *   nothing outside the outputs is written, every output is, and a second run gives the same bits;
  *   each row alone, and all rows in another order, give the same bits.
- * Without a device it prints why and succeeds. `test_linear quick` runs the small cases only (for
- * the sanitizers). */
+ * Without a device it prints why and succeeds. `test_linear quick [NAMEPART]` runs the small cases
+ * only, or some of them (for the sanitizers). */
 #include <algorithm>
 #include <numeric>
 
@@ -687,10 +687,11 @@ int main(int argc, char **argv) {
          {{40, 0, false, -1, 0, 1}, {3, 1, false, -1}},
          100},
     };
+    if (!quick)
+        cases.insert(cases.end(), large.begin(), large.end());
     for (auto &c : cases)
-        run_case(c);
-    for (size_t i = 0; i < large.size() && !quick; i++)
-        run_case(large[i]);
+        if (argc < 3 || strstr(c.name, argv[2]))
+            run_case(c);
     CUDA(cudaDeviceSynchronize());
     printf(failures ? "%d FAILED\n" : "all good\n", failures);
     return failures != 0;
