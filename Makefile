@@ -66,8 +66,8 @@ bench-http: deps ## what the HTTP side costs, with an engine that computes nothi
 	@$(O)/bench-http
 test-gpu: $(GPU_TESTS) $(O)/test-gpu ## run the CUDA backend's tests (without a card: says so)
 	@set -e; for t in $^; do $$t; done; sh tests/gpu/sanitize.sh $(O)/test-gpu
-bench-gpu: $(GPU_BENCHES) $(O)/bench-engine ## measure this card's ceilings, the CUDA kernels, the engine on a 7B shape
-	@set -e; for b in $(GPU_BENCHES); do $$b; done; $(O)/bench-engine $(or $(BENCH_DIR),/tmp)
+bench-gpu: $(GPU_BENCHES) $(O)/bench-engine ## measure this card's ceilings, the CUDA kernels, contenders, the engine on a 7B shape
+	@set -e; for b in $(GPU_BENCHES); do $$b; done; python3 tests/cuda/bench_contenders.py $(O)/cuda/bench_linear; $(O)/bench-engine $(or $(BENCH_DIR),/tmp)
 fuzz: deps ## fuzz every parser of outside bytes with libFuzzer, FUZZ_SECONDS each (default 60)
 	@sh tests/fuzz/run.sh $(or $(FUZZ_SECONDS),60)
 fuzz-objects: $(call obj,$(filter-out kernels/cpu/%,$(LIB)) $(SERVER) $(TOOL) $(call src,tests/fuzz))

@@ -1,4 +1,4 @@
-/* Warpgroup instructions of Hopper (PTX ISA 8.x, "wgmma", "stmatrix", "cp.async.bulk"): products
+/* Warpgroup instructions of Hopper (PTX ISA 8.x, "wgmma", "stmatrix", "red"): products
  * with A in registers and B in shared memory, clusters of two blocks, bulk copies out of shared
  * memory. Nothing here allocates, launches or knows a model. */
 #ifndef KERNELS_CUDA_WGMMA_CUH
@@ -113,31 +113,11 @@ __device__ __forceinline__ void store_transposed(uint32_t shared, uint32_t r0, u
         "r"(r0), "r"(r1), "r"(r2), "r"(r3)
         : "memory");
 }
-/* Ordinary writes to shared memory before this are seen by bulk copies after it. */
-__device__ __forceinline__ void bulk_fence() {
-    asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
-}
-__device__ __forceinline__ void bulk_store(void *global, uint32_t shared, uint32_t bytes) {
-    asm volatile("cp.async.bulk.global.shared::cta.bulk_group [%0], [%1], %2;" ::"l"(global),
-                 "r"(shared), "r"(bytes)
+/* Adds to four neighbours in memory; 16-byte aligned. */
+__device__ __forceinline__ void add4(float *global, const float4 &v) {
+    asm volatile("red.global.add.v4.f32 [%0], {%1,%2,%3,%4};" ::"l"(global), "f"(v.x), "f"(v.y),
+                 "f"(v.z), "f"(v.w)
                  : "memory");
-}
-__device__ __forceinline__ void bulk_add(float *global, uint32_t shared, uint32_t bytes) {
-    asm volatile(
-        "cp.reduce.async.bulk.global.shared::cta.bulk_group.add.f32 [%0], [%1], %2;" ::"l"(global),
-        "r"(shared), "r"(bytes)
-        : "memory");
-}
-__device__ __forceinline__ void bulk_store_commit() {
-    asm volatile("cp.async.bulk.commit_group;" ::: "memory");
-}
-/* Until this thread's bulk stores have read their shared memory. */
-__device__ __forceinline__ void bulk_store_wait_read() {
-    asm volatile("cp.async.bulk.wait_group.read 0;" ::: "memory");
-}
-/* Until they are done. */
-__device__ __forceinline__ void bulk_store_wait() {
-    asm volatile("cp.async.bulk.wait_group 0;" ::: "memory");
 }
 
 #endif

@@ -11,8 +11,8 @@
  *   instruction: rounded once, to the nearest fp16 of W + fp16(row).
  * - x comes in that k order, swizzled (wide_place). Two blocks of a cluster work on the same rows:
  *   each copies half, to both.
- * - y goes through shared memory: fp16 by bulk stores, residuals by bulk additions; every element
- *   is added to by one block, once.
+ * - y goes out through a little shared memory of each warp; residuals by vector additions in the
+ * L2, every element by one lane, once.
  *
  * Weights of the next stage are merged while the tensor core works on this one. An output is one
  * chain over ascending k: its bits do not depend on other rows, tenants or the grid. */
@@ -28,19 +28,19 @@ enum {
     W_TILE = TILE_ROWS * WIDE_COLS * 2, /* bytes of 16 outputs in a stage */
     W_BYTES = CONSUMERS * W_TILE,
     SIGN_BYTES = CONSUMERS * TILE_BYTES, /* of 256 columns */
-    HALF_STRIDE = WIDE_OUTS * 2 + 16,    /* bytes of a row of y in shared memory: no bank twice */
-    FLOAT_STRIDE = WIDE_OUTS * 4 + 16,
+    /* Bytes of 16 outputs of a row of y on their way out of a warp: no bank twice. */
+    HALF_STRIDE = TILE_ROWS * 2 + 16,
+    FLOAT_STRIDE = TILE_ROWS * 4 + 16,
+    OUT_BYTES = 16 * FLOAT_STRIDE, /* of a warp, 16 rows at a time */
 };
 
 template <int ROWS> struct plan {
     static constexpr int x_bytes = ROWS * WIDE_COLS * 2;
     static constexpr int stage = x_bytes + W_BYTES;
-    static constexpr int stages = ROWS == 256 ? 3 : 5;
-    static constexpr size_t out = ROWS * HALF_STRIDE; /* or half the rows as FP32 */
+    static constexpr int stages = ROWS == 256 ? 4 : 6;
     static constexpr size_t shared_bytes =
-        stages * stage + 2 * SIGN_BYTES + out + 2 * stages * sizeof(uint64_t);
+        stages * stage + 2 * SIGN_BYTES + CONSUMERS * OUT_BYTES + 2 * stages * sizeof(uint64_t);
     static_assert(shared_bytes <= 227 * 1024, "more than a block can have");
-    static_assert(ROWS / 2 * FLOAT_STRIDE <= out, "half the rows");
 };
 
 template <int ROWS> struct shared_parts {
@@ -50,7 +50,7 @@ template <int ROWS> struct shared_parts {
         ring = p;
         signs = ring + plan<ROWS>::stages * plan<ROWS>::stage;
         out = signs + 2 * SIGN_BYTES;
-        full = (uint64_t *)(out + plan<ROWS>::out);
+        full = (uint64_t *)(out + CONSUMERS * OUT_BYTES);
         empty = full + plan<ROWS>::stages;
     }
 };
@@ -146,71 +146,65 @@ __device__ __forceinline__ scales scales_of(const wide_args &a, const tile &t) {
 
 /* ---- y --------------------------------------------------------------------------------------- */
 
-__device__ __forceinline__ void consumers_sync() {
-    named_sync<1, 32 * CONSUMERS>();
-}
-
-/* Bytes of a row of y that this block writes; outputs in pieces of 16 bytes. */
-__device__ __forceinline__ int out_bytes(const wide_args &a, const tile &t, int element) {
-    int last = a.shape.n_parts - 1;
+/* Outputs of this warp that y takes: all 16, or fewer in a last tile, in pieces of 16 bytes. */
+__device__ __forceinline__ int outs_of(const wide_args &a, const tile &t, int piece) {
+    int last = a.shape.n_parts - 1, at = t.outs + (int)threadIdx.x / 32;
     int n = a.shape.first_tile[last] * TILE_ROWS + a.shape.part_rows[last];
-    int first = (a.first_tile + t.outs) * TILE_ROWS;
-    int end = min(first + WIDE_OUTS, (a.first_tile + a.n_tiles) * TILE_ROWS);
-    return (min(end, n) - first + 16 / element - 1) / (16 / element) * 16;
+    int left = n - (a.first_tile + at) * TILE_ROWS;
+    return at < a.n_tiles ? min((left + piece - 1) / piece * piece, TILE_ROWS) : 0;
 }
 
+/* 16 rows at a time through this warp's own shared memory, so that a lane holds neighbouring
+ * outputs of a row. */
 template <int ROWS>
 __device__ __forceinline__ void store_half(const wide_args &a, const tile &t,
-                                           const float (&acc)[ROWS / 2], const char *out) {
-    int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
-    uint32_t to = shared_address(out) + (lane / 16 * 8 + lane % 8) * HALF_STRIDE +
-                  (warp * TILE_ROWS + lane / 8 % 2 * 8) * 2;
-    bulk_store_wait_read();
-    consumers_sync();
+                                           const float (&acc)[ROWS / 2], char *out) {
+    int lane = threadIdx.x % 32, row = t.first_row + lane / 2, n = lane % 2 * 8;
+    const wide_group &g = a.group[t.group];
+    uint32_t to =
+        shared_address(out) + (lane / 16 * 8 + lane % 8) * HALF_STRIDE + lane / 8 % 2 * 16;
+    const uint4 *from = (const uint4 *)(out + lane / 2 * HALF_STRIDE + n * 2);
+    __half *y =
+        a.y + (size_t)row * a.ld_y + (a.first_tile + t.outs + threadIdx.x / 32) * TILE_ROWS + n;
+    bool wanted = n < outs_of(a, t, 8);
 #pragma unroll
-    for (int j = 0; j < ROWS / 8; j += 2) {
+    for (int j = 0; j < ROWS; j += 16) {
         uint32_t r[4];
 #pragma unroll
         for (int i = 0; i < 4; i++) {
-            __half2 v = __floats2half2_rn(acc[4 * j + 2 * i], acc[4 * j + 2 * i + 1]);
+            __half2 v = __floats2half2_rn(acc[j / 2 + 2 * i], acc[j / 2 + 2 * i + 1]);
             r[i] = *(const uint32_t *)&v;
         }
-        store_transposed(to + j * 8 * HALF_STRIDE, r[0], r[1], r[2], r[3]);
+        __syncwarp();
+        store_transposed(to, r[0], r[1], r[2], r[3]);
+        __syncwarp();
+        if (wanted && row + j >= g.first && row + j < g.first + g.n)
+            *(uint4 *)(y + (size_t)j * a.ld_y) = *from;
     }
-    bulk_fence();
-    consumers_sync();
-    int row = t.first_row + (int)threadIdx.x, bytes = out_bytes(a, t, 2);
-    const wide_group &g = a.group[t.group];
-    if (threadIdx.x < ROWS && row >= g.first && row < g.first + g.n && bytes > 0)
-        bulk_store(a.y + (size_t)row * a.ld_y + (a.first_tile + t.outs) * TILE_ROWS,
-                   shared_address(out) + threadIdx.x * HALF_STRIDE, (uint32_t)bytes);
-    bulk_store_commit();
 }
 
+/* Every element is added to by one lane, once. */
 template <int ROWS>
 __device__ __forceinline__ void add_float(const wide_args &a, const tile &t,
-                                          const float (&acc)[ROWS / 2], const char *out) {
-    int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
-    int bytes = out_bytes(a, t, 4);
+                                          const float (&acc)[ROWS / 2], char *out) {
+    int lane = threadIdx.x % 32, row = t.first_row + lane / 4, n = lane % 4 * 4;
     const wide_group &g = a.group[t.group];
+    char *to = out + lane % 4 * 2 * FLOAT_STRIDE + lane / 4 * 4;
+    float *y = a.residual + (size_t)row * a.ld_y +
+               (a.first_tile + t.outs + threadIdx.x / 32) * TILE_ROWS + n;
+    bool wanted = n < outs_of(a, t, 4);
 #pragma unroll
-    for (int half = 0; half < 2; half++) {
-        bulk_store_wait_read();
-        consumers_sync();
-        char *to = (char *)out + lane % 4 * 2 * FLOAT_STRIDE + (warp * TILE_ROWS + lane / 4) * 4;
+    for (int j = 0; j < ROWS; j += 16) {
+        __syncwarp();
 #pragma unroll
-        for (int j = 0; j < ROWS / 16; j++)
+        for (int i = 0; i < 8; i++) /* rows 2t, 2t + 1 of output g; of output g + 8; rows 8 on */
+            *(float *)(to + (i / 4 * 8 + i % 2) * FLOAT_STRIDE + i / 2 % 2 * 32) = acc[j / 2 + i];
+        __syncwarp();
 #pragma unroll
-            for (int i = 0; i < 4; i++) /* rows 2t, 2t + 1 of output g; of output g + 8 */
-                *(float *)(to + (j * 8 + i % 2) * FLOAT_STRIDE + i / 2 * 32) =
-                    acc[half * (ROWS / 4) + 4 * j + i];
-        bulk_fence();
-        consumers_sync();
-        int row = t.first_row + half * (ROWS / 2) + (int)threadIdx.x;
-        if (threadIdx.x < ROWS / 2 && row >= g.first && row < g.first + g.n && bytes > 0)
-            bulk_add(a.residual + (size_t)row * a.ld_y + (a.first_tile + t.outs) * TILE_ROWS,
-                     shared_address(out) + threadIdx.x * FLOAT_STRIDE, (uint32_t)bytes);
-        bulk_store_commit();
+        for (int i = 0; i < 16; i += 8)
+            if (wanted && row + j + i >= g.first && row + j + i < g.first + g.n)
+                add4(y + (size_t)(j + i) * a.ld_y,
+                     *(const float4 *)(out + (lane / 4 + i) * FLOAT_STRIDE + n * 4));
     }
 }
 
@@ -278,12 +272,12 @@ __device__ __forceinline__ void consume(const wide_args &a, const shared_parts<R
         wgmma_wait<0>();
         release(s.empty, held);
         held = -1;
+        char *out = s.out + threadIdx.x / 32 * OUT_BYTES;
         if (a.y)
-            store_half<ROWS>(a, t, acc, s.out);
+            store_half<ROWS>(a, t, acc, out);
         else
-            add_float<ROWS>(a, t, acc, s.out);
+            add_float<ROWS>(a, t, acc, out);
     }
-    bulk_store_wait();
 }
 
 /* One warp. Lane i < 8 copies W and signs of the i-th 16 outputs, lane 0 half of x to both blocks
@@ -354,16 +348,19 @@ __global__ void __cluster_dims__(CLUSTER, 1, 1) __launch_bounds__(THREADS, 1)
     cluster_sync(); /* no block leaves while the other may still write to it */
 }
 
-template <int ROWS> err_t launch(wide_args *a, int32_t multiprocessors, cudaStream_t stream) {
+/* Tiles of rows, and their place in each group. */
+int32_t set_row_tiles(wide_args *a, int32_t rows) {
     a->row_tiles = 0;
     for (int g = 0; g < a->n_groups; g++) {
         a->group[g].first_tile = a->row_tiles;
-        a->row_tiles += tiles_of(a->group[g].first % 8 + a->group[g].n, ROWS);
+        a->row_tiles += tiles_of(a->group[g].first % 8 + a->group[g].n, rows);
     }
-    int32_t all = tiles_of(a->n_tiles, CLUSTER * WIDE_OUTS / TILE_ROWS) * a->row_tiles;
-    int32_t clusters = all < multiprocessors / CLUSTER ? all : multiprocessors / CLUSTER;
-    wide_kernel<ROWS>
-        <<<(unsigned)(clusters * CLUSTER), THREADS, plan<ROWS>::shared_bytes, stream>>>(*a);
+    return tiles_of(a->n_tiles, CLUSTER * WIDE_OUTS / TILE_ROWS) * a->row_tiles;
+}
+
+template <int ROWS> err_t launch(wide_args *a, int32_t clusters, cudaStream_t stream) {
+    int32_t all = set_row_tiles(a, ROWS), grid = CLUSTER * (all < clusters ? all : clusters);
+    wide_kernel<ROWS><<<(unsigned)grid, THREADS, plan<ROWS>::shared_bytes, stream>>>(*a);
     return cudaGetLastError() == cudaSuccess ? 0 : E_DEVICE;
 }
 
@@ -380,9 +377,9 @@ err_t wide_setup(void) {
 }
 
 err_t wide_launch(struct wide_args *a, int32_t multiprocessors, cudaStream_t stream) {
-    bool narrow = true;
-    for (int g = 0; g < a->n_groups; g++)
-        narrow = narrow && a->group[g].first % 8 + a->group[g].n <= 128;
-    return narrow ? launch<128>(a, multiprocessors, stream)
-                  : launch<256>(a, multiprocessors, stream);
+    int32_t clusters = multiprocessors / CLUSTER;
+    /* Half a tile takes more than half its time; but the tiles must fill the multiprocessors. */
+    int32_t whole = 20 * tiles_of(set_row_tiles(a, 256), clusters);
+    int32_t halves = 11 * tiles_of(set_row_tiles(a, 128), clusters);
+    return halves < whole ? launch<128>(a, clusters, stream) : launch<256>(a, clusters, stream);
 }
