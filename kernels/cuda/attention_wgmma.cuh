@@ -6,7 +6,7 @@
 #ifndef KERNELS_CUDA_ATTENTION_WGMMA_CUH
 #define KERNELS_CUDA_ATTENTION_WGMMA_CUH
 
-#include "kernels/cuda/device.cuh"
+#include "kernels/cuda/wgmma.cuh"
 
 /* A descriptor: bytes from one 8 x 8 matrix to the next along k (lead) and along the rows or N
  * (stride); for a transposed b the same words mean what PTX's canonical MN-major layout says: lead
@@ -15,28 +15,6 @@ __device__ __forceinline__ uint64_t wgmma_matrix(uint32_t shared, uint32_t lead,
     return (uint64_t)((shared & 0x3ffff) >> 4) | (uint64_t)(lead >> 4) << 16 |
            (uint64_t)(stride >> 4) << 32;
 }
-/* Registers written before are now seen by the instructions after. */
-__device__ __forceinline__ void wgmma_fence() {
-    asm volatile("wgmma.fence.sync.aligned;" ::: "memory");
-}
-__device__ __forceinline__ void wgmma_commit() {
-    asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory");
-}
-/* Until at most N groups are under way. */
-template <int N> __device__ __forceinline__ void wgmma_wait() {
-    asm volatile("wgmma.wait_group.sync.aligned %0;" ::"n"(N) : "memory");
-}
-/* Shared memory that this thread wrote is now seen by the matrix and copy engines. */
-__device__ __forceinline__ void engines_fence() {
-    asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
-}
-template <int N> __device__ __forceinline__ void registers_more() {
-    asm volatile("setmaxnreg.inc.sync.aligned.u32 %0;" ::"n"(N));
-}
-template <int N> __device__ __forceinline__ void registers_fewer() {
-    asm volatile("setmaxnreg.dec.sync.aligned.u32 %0;" ::"n"(N));
-}
-
 /* b[k][n]: n rows of k neighbours each, as keys stand for q k'. a in registers, or in shared memory
  * likewise. */
 __device__ __forceinline__ void wgmma_keys(float (&d)[32], const uint32_t (&a)[4], uint64_t b,

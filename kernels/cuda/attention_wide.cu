@@ -114,7 +114,7 @@ __device__ void copy_tile(const attention_args &a, const work &w, char *stage,
     }
 }
 
-/* One warp's: the pages of the tiles to copy, their ids loaded well before they are wanted. */
+/* A warp's: the pages of the tiles to copy, their ids loaded well before they are wanted. */
 struct page_ids {
     const int32_t *from; /* the first tile's first page */
     int n, now, next;    /* pages; lane i has id of page i of 32, and of the 32 after */
@@ -162,16 +162,17 @@ __device__ void bring(const attention_args &a, const work &w, char *ring, uint64
     constexpr int STAGES = stages_of(STEPS), BEHIND = STAGES > 2 ? 2 : 1;
     float unit = KV_UNIT * 1.4426950408889634f * rsqrtf((float)a.head_dim);
     uint32_t magic = kv_magic(a);
-    int lane = thread % 32;
+    int lane = thread % 32, warp = thread / 32;
     page_ids ids = {a.step.page + w.seq.first_page + w.tile * TILE_PAGES,
                     w.pages - w.tile * TILE_PAGES, 0, 0};
-    if (thread < 32)
-        ids.next = load_ids(ids, 0, lane);
-    auto copy = [&](int i) { /* the first warp */
+    ids.next = load_ids(ids, 0, lane);
+    auto copy = [&](int i) { /* all four warps, in order; one of them does it */
                              if (i * TILE_PAGES % 32 == 0) {
                                  ids.now = ids.next;
                                  ids.next = load_ids(ids, i * TILE_PAGES + 32, lane);
                              }
+                             if (i % 4 != warp)
+                                 return;
                              int32_t id[TILE_PAGES];
                              for (int j = 0; j < TILE_PAGES; j++)
                                  id[j] = __shfl_sync(~0u, ids.now, (i * TILE_PAGES + j) % 32);
@@ -184,18 +185,17 @@ __device__ void bring(const attention_args &a, const work &w, char *ring, uint64
                              }
                              __syncwarp();
     };
-    if (thread < 32)
-        for (int i = 0; i < min(STAGES, w.n_tiles); i++)
-            copy(i);
+    for (int i = 0; i < min(STAGES, w.n_tiles); i++)
+        copy(i);
     for (int i = 0; i < w.n_tiles; i++) {
         char *stage = ring + i % STAGES * stage_bytes(STEPS);
         barrier_wait(barriers + 3 * (i % STAGES) + COPIED, i / STAGES & 1);
         convert_tile<STEPS>(stage, magic, thread);
         convert_scales<STEPS>(w, stage, w.tile + i, unit, thread);
-        engines_fence();
+        bulk_fence();
         barrier_arrive(barriers + 3 * (i % STAGES) + READY);
         /* Into the stage of a tile that the others have left by now, or nearly. */
-        if (thread < 32 && i >= BEHIND && i - BEHIND + STAGES < w.n_tiles)
+        if (i >= BEHIND && i - BEHIND + STAGES < w.n_tiles)
             copy(i - BEHIND + STAGES);
     }
 }
@@ -258,22 +258,32 @@ __device__ void start_values(sums<STEPS> &s, const uint32_t (&p)[4][4], uint32_t
     wgmma_commit();
 }
 
+/* What a lane's columns of the scores are multiplied by, and what is added. */
+struct factors {
+    float2 scale[8], log[8];
+};
+template <int STEPS> __device__ void load_factors(const char *stage, int lane, factors &f) {
+    const float *from = (const float *)(stage + factors_at(STEPS)) + lane % 4 * 2;
+#pragma unroll
+    for (int n = 0; n < 8; n++) {
+        f.scale[n] = *(const float2 *)(from + 8 * n);
+        f.log[n] = *(const float2 *)(from + KEYS + 8 * n);
+    }
+}
+
 /* score -> p in FP32, times 2^P_EXPONENT. Gives what the rows' sums so far must be multiplied by;
  * false: by 1 for all rows of the warp. */
 template <int STEPS>
 __device__ bool tile_softmax(sums<STEPS> &s, const char *stage, int first_key, bool all_seen,
-                             int lane, float (&score)[32], float (&keep)[2]) {
+                             int lane, const factors &f, float (&score)[32], float (&keep)[2]) {
     const float *factor = (const float *)(stage + factors_at(STEPS)) + lane % 4 * 2;
     float most[2] = {-INFINITY, -INFINITY}, base[2], sum[2] = {};
 #pragma unroll
-    for (int n = 0; n < 8; n++) {
-        float2 scale = *(const float2 *)(factor + 8 * n);
-        float2 log = *(const float2 *)(factor + KEYS + 8 * n);
+    for (int n = 0; n < 8; n++)
 #pragma unroll
         for (int i = 0; i < 4; i++)
-            score[4 * n + i] =
-                fmaf(score[4 * n + i], i % 2 ? scale.y : scale.x, i % 2 ? log.y : log.x);
-    }
+            score[4 * n + i] = fmaf(score[4 * n + i], i % 2 ? f.scale[n].y : f.scale[n].x,
+                                    i % 2 ? f.log[n].y : f.log[n].x);
     if (!all_seen)
 #pragma unroll
         for (int n = 0; n < 8; n++)
@@ -371,7 +381,7 @@ __device__ void multiply(const attention_args &a, const work &w, const char *rin
 #pragma unroll
             for (int i = 0; i < 4; i++)
                 *(uint32_t *)(to + i % 2 * row_bytes(STEPS) + (2 * k + i / 2) * 128) = all[k][i];
-        engines_fence();
+        bulk_fence();
         if (group == 0)
             named_sync<1, 128>();
         else
@@ -400,16 +410,18 @@ __device__ void multiply(const attention_args &a, const work &w, const char *rin
         from = to = 0;
     auto stage_of = [&](int i) { return ring + i % STAGES * stage_bytes(STEPS); };
     auto leave = [&](int i) {
+        __syncwarp();
         if (lane == 0)
             barrier_arrive(barriers + 3 * (i % STAGES) + FREE);
     };
     auto wait_for = [&](int i) {
         barrier_wait(barriers + 3 * (i % STAGES) + READY, i / STAGES & 1);
     };
+    factors f;
     auto softmax = [&](int i, float(&score)[32], float(&keep)[2]) {
         int key = (w.tile + i) * KEYS;
         bool all_seen = key + KEYS - 1 <= first && key >= window_start(last, w.window);
-        return tile_softmax(s, stage_of(i), key, all_seen, lane, score, keep);
+        return tile_softmax(s, stage_of(i), key, all_seen, lane, f, score, keep);
     };
     float score[32], keep[2];
     uint32_t p[4][4];
@@ -420,6 +432,7 @@ __device__ void multiply(const attention_args &a, const work &w, const char *rin
     if (from < to) {
         wait_for(from);
         start_scores<STEPS>(score, q, q_shared, shared_address(stage_of(from)));
+        load_factors<STEPS>(stage_of(from), lane, f);
         wgmma_wait<0>();
         softmax(from, score, keep);
         pack(score, p);
@@ -427,6 +440,7 @@ __device__ void multiply(const attention_args &a, const work &w, const char *rin
             wait_for(i);
             start_scores<STEPS>(score, q, q_shared, shared_address(stage_of(i)));
             start_values(s, p, shared_address(stage_of(i - 1)));
+            load_factors<STEPS>(stage_of(i), lane, f);
             wgmma_wait<1>();
             bool scale = softmax(i, score, keep); /* beside the sums of tile i - 1 */
             wgmma_wait<0>();
@@ -470,10 +484,10 @@ __global__ void __launch_bounds__(THREADS, 1)
         return;
     int group = threadIdx.x / 128, thread = threadIdx.x % 128;
     if (group == GROUPS) {
-        registers_fewer<56>();
+        registers_shrink<56>();
         bring<STEPS>(a, w, shared, barriers, thread);
     } else {
-        registers_more<224>();
+        registers_grow<224>();
         multiply<STEPS>(a, w, shared, q_ring, barriers, group, thread);
     }
 }

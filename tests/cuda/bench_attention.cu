@@ -2,8 +2,8 @@
  * card: the measured read rate, decode of B sequences of one row (time of attention alone, of
  * rope_append and attention, bytes against the read rate) and prefill (tensor FLOPs, the causal
  * half counted). Replays of CUDA graphs over enough layers that no page is still in the L2, median
- * of 15. Outputs of the same launches are compared with double precision before. `decode N` and
- * `prefill N` launch one case twice, for a profiler. */
+ * of 15. Outputs of the same launches are compared with double precision before. `decode` and
+ * `prefill` measure one kind; `decode N` and `prefill N` launch one case twice, for a profiler. */
 #include "tests/cuda/attention_setup.cuh"
 
 enum { REPEATS = 15 };
@@ -243,8 +243,10 @@ int main(int argc, char **argv) {
     double rate = read_rate();
     printf("read rate %.0f GB/s\n", rate);
     for (const attention_case &c : decodes)
-        decode(c, rate);
+        if (argc < 2 || !strcmp(argv[1], "decode"))
+            decode(c, rate);
     for (const attention_case &c : prefills)
-        prefill(c);
+        if (argc < 2 || !strcmp(argv[1], "prefill"))
+            prefill(c);
     return 0;
 }

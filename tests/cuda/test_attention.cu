@@ -6,8 +6,8 @@
  *   workspace changes; a second run gives the same bits;
  *   so does a graph of rope_append and attention, replayed;
  *   narrow rows: the same bits for each sequence alone, in reverse order, and each row by itself.
- * Without a device it prints why and succeeds. `test_attention quick` runs the small cases only
- * (for the sanitizers). */
+ * Without a device it prints why and succeeds. `test_attention quick` runs the small cases only,
+ * `quick N` one of them (for the sanitizers). */
 #include "tests/cuda/attention_setup.cuh"
 
 enum { LAYERS = 2, LAYER = 1 };
@@ -292,8 +292,9 @@ int main(int argc, char **argv) {
         {"prefill E 64", 8, 8, 64, 0, {{100, 1100}}},
         {"prefill E 96 and 8k", 4, 2, 96, 0, {{7000, 1100}}},
     };
-    for (auto &c : cases)
-        run_case(c);
+    for (size_t i = 0; i < cases.size(); i++)
+        if (argc < 3 || (int)i == atoi(argv[2]))
+            run_case(cases[i]);
     for (size_t i = 0; i < large.size() && !quick; i++)
         run_case(large[i]);
     CUDA(cudaDeviceSynchronize());
