@@ -15,6 +15,11 @@ __device__ __forceinline__ uint64_t wgmma_matrix(uint32_t shared, uint32_t lead,
     return (uint64_t)((shared & 0x3ffff) >> 4) | (uint64_t)(lead >> 4) << 16 |
            (uint64_t)(stride >> 4) << 32;
 }
+/* Shared memory that this thread wrote is now seen by the matrix and copy engines. */
+__device__ __forceinline__ void engines_fence() {
+    asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
+}
+
 /* b[k][n]: n rows of k neighbours each, as keys stand for q k'. a in registers, or in shared memory
  * likewise. */
 __device__ __forceinline__ void wgmma_keys(float (&d)[32], const uint32_t (&a)[4], uint64_t b,

@@ -192,7 +192,7 @@ __device__ void bring(const attention_args &a, const work &w, char *ring, uint64
         barrier_wait(barriers + 3 * (i % STAGES) + COPIED, i / STAGES & 1);
         convert_tile<STEPS>(stage, magic, thread);
         convert_scales<STEPS>(w, stage, w.tile + i, unit, thread);
-        bulk_fence();
+        engines_fence();
         barrier_arrive(barriers + 3 * (i % STAGES) + READY);
         /* Into the stage of a tile that the others have left by now, or nearly. */
         if (i >= BEHIND && i - BEHIND + STAGES < w.n_tiles)
@@ -381,7 +381,7 @@ __device__ void multiply(const attention_args &a, const work &w, const char *rin
 #pragma unroll
             for (int i = 0; i < 4; i++)
                 *(uint32_t *)(to + i % 2 * row_bytes(STEPS) + (2 * k + i / 2) * 128) = all[k][i];
-        bulk_fence();
+        engines_fence();
         if (group == 0)
             named_sync<1, 128>();
         else
