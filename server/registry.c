@@ -5,6 +5,8 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "config/log.h"
+
 enum { MAX_TENANTS = 100000, MAX_ALIASES = 100000 };
 
 bool registry_name_ok(const char *name) {
@@ -47,6 +49,13 @@ void served_unref(struct served *s) {
     free(s);
 }
 
+/* A template that cannot be used takes chats alone; whoever registers the model should know. */
+static void note_template(const struct served *s) {
+    const char *bad = tokenizer_facts(s->tokenizer)->chat_error;
+    if (bad)
+        log_warn("tenant", "name=%s note=\"no chats: %s\"", s->name, bad);
+}
+
 err_t registry_open(struct registry *r, const char *base_name, const struct tenant_info *info,
                     const struct tokenizer *t, struct why *why) {
     *r = (struct registry){0};
@@ -54,6 +63,8 @@ err_t registry_open(struct registry *r, const char *base_name, const struct tena
     if (!r->base)
         return why_set(why, E_NOMEM, "no memory for the registry");
     r->base->tokenizer = t;
+    if (t)
+        note_template(r->base);
     return E_OK;
 }
 
@@ -257,6 +268,7 @@ err_t registry_put(struct registry *r, const char *name, struct tenant *tenant,
     if (e)
         goto out;
     s->tokenizer = s->own_tokenizer;
+    note_template(s);
     int i = place_of(r, name);
     *replaced = i < r->n && strcmp(r->tenants[i]->name, name) == 0;
     if (*replaced) {

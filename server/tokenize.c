@@ -246,7 +246,7 @@ void tokenizer_info_handle(struct server *s, struct exchange *x) {
     const struct tokenizer *t = m->tokenizer;
     const struct tokenizer_facts *f = tokenizer_facts(t);
     http_reply_json(x, 200,
-                    json_pack("{s:o,s:o,s:n,s:s?}", "bos_token", token_text(t, f->bos_id),
-                              "eos_token", token_text(t, f->eos_id), "pad_token", "chat_template",
-                              f->chat_template));
+                    json_pack("{s:o,s:o,s:o,s:s?}", "bos_token", token_text(t, f->bos_id),
+                              "eos_token", token_text(t, f->eos_id), "pad_token",
+                              token_text(t, f->pad_id), "chat_template", f->chat_template));
 }

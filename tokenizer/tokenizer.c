@@ -207,6 +207,7 @@ static err_t apply_settings(struct tokenizer *t, const json_t *settings, int32_t
         .bos_id = named_id(t, settings, "bos_token", "<s>"),
         .eos_id = named_id(t, settings, "eos_token", "</s>"),
         .unk_id = named_id(t, settings, "unk_token", "<unk>"),
+        .pad_id = named_id(t, settings, "pad_token", NULL),
     };
     e = read_around(t, json_object_get(settings, "prefix_ids"),
                     flag_of(settings, "add_bos_token", true), t->facts.bos_id, &t->before, why);

@@ -34,10 +34,10 @@ err_t tokenizer_additions(const char *dir, char **json, struct why *why);
 const char *tokenizer_model_hash(const struct tokenizer *t);
 
 struct tokenizer_facts {
-    int32_t pieces;                 /* ids of the model */
-    int32_t bos_id, eos_id, unk_id; /* -1: none */
-    bool add_bos, add_eos;          /* ids are put before, after a text */
-    const char *chat_template;      /* NULL: none; borrowed */
+    int32_t pieces;                         /* ids of the model */
+    int32_t bos_id, eos_id, unk_id, pad_id; /* -1: none */
+    bool add_bos, add_eos;                  /* ids are put before, after a text */
+    const char *chat_template;              /* NULL: none; borrowed */
     const char *chat_error; /* why it cannot be used; NULL: it can, or there is none; borrowed */
 };
 const struct tokenizer_facts *tokenizer_facts(const struct tokenizer *t);

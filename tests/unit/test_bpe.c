@@ -67,7 +67,7 @@ TEST(bpe_work_grows_with_the_text_however_it_is_made) {
         CHECK_OK(bpe_open(&b, root, &why), why);
         json_decref(root);
         for (size_t k = 0; k < sizeof patterns / sizeof patterns[0]; k++) {
-            double small = work_of(b, patterns[k], 1 << 14), big = work_of(b, patterns[k], 1 << 19);
+            double small = work_of(b, patterns[k], 1 << 13), big = work_of(b, patterns[k], 1 << 18);
             /* One word of 32 times the length: log n grows by 5 steps; quadratic, by thousands. */
             if (big > 2 * small + 24)
                 test_fail(__FILE__, __LINE__, "%s, '%s' repeated: %.1f steps a byte, %.1f before",
@@ -168,16 +168,19 @@ TEST(bpe_tenant_adds_tokens_and_the_base_stays) {
     struct tokenizer *base = open_family("llama3"), *t;
     struct why why = {""};
     int32_t vocab = tokenizer_facts(base)->pieces, *ids, n;
-    char json[256];
-    snprintf(json, sizeof json,
-             "{\"added_tokens\": [{\"id\": %d, \"content\": \"<|tenant|>\", \"special\": true}, "
-             "{\"id\": %d, \"content\": \"<|begin_of_text|>\", \"special\": true}],"
-             " \"eos_token\": \"<|tenant|>\", \"chat_template\": \"x\"}",
-             vocab + 40, tokenizer_special_id(base, "<|begin_of_text|>"));
+    char json[512];
+    snprintf(
+        json, sizeof json,
+        "{\"added_tokens\": [{\"id\": %d, \"content\": \"<|tenant|>\", \"special\": true}, "
+        "{\"id\": %d, \"content\": \"<|begin_of_text|>\", \"special\": true}],"
+        " \"eos_token\": \"<|tenant|>\", \"pad_token\": \"<|tenant|>\", \"chat_template\": \"x\"}",
+        vocab + 40, tokenizer_special_id(base, "<|begin_of_text|>"));
     CHECK_OK(tokenizer_extend(&t, base, json, vocab + 41, &why), why);
     CHECK_EQ(tokenizer_special_id(t, "<|tenant|>"), vocab + 40);
     CHECK_EQ(tokenizer_special_id(base, "<|tenant|>"), -1);
     CHECK_EQ(tokenizer_facts(t)->eos_id, vocab + 40);
+    CHECK_EQ(tokenizer_facts(t)->pad_id, vocab + 40);
+    CHECK_EQ(tokenizer_facts(base)->pad_id, -1);
     encode(t, "a<|tenant|>b", NULL, ENCODE_PARSE_SPECIAL, &ids, &n);
     CHECK_EQ(count_id(ids, n, vocab + 40), 1);
     free(ids);
