@@ -4,8 +4,8 @@
  *
  *     bench-engine DIR [llama-7b|mistral-7b [WHAT [ROWS [CONTEXT]]]]   DIR gets 15 GB, once
  *     WHAT: letters of l(oad) d(ecode) p(rompts) h(ot loads) r(esident); default all
- *           or t: only writes DIR/tenants/t1.bitdelta .. t32.bitdelta, for load.py
- *     ROWS, CONTEXT: decode with so many rows alone (0: 1 to 64) and at this context */
+ *           or m: only writes the files; t: and DIR/tenants/t1.bitdelta .. t32.bitdelta, for
+ * load.py ROWS, CONTEXT: decode with so many rows alone (0: 1 to 64) and at this context */
 #include <fcntl.h>
 #include <poll.h>
 #include <pthread.h>
@@ -292,6 +292,8 @@ int main(int argc, char **argv) {
     big_make(b.dir, b.shape);
     printf("%s made in %.1f s\n", name, now() - start);
     fflush(stdout);
+    if (strchr(what, 'm'))
+        return 0;
     if (strchr(what, 't')) {
         char tenants[440];
         snprintf(tenants, sizeof tenants, "%.400s/tenants", argv[1]);
@@ -304,11 +306,11 @@ int main(int argc, char **argv) {
     fflush(stdout);
     if (strchr(what, 'd') || strchr(what, 'p') || strchr(what, 'h'))
         load_tenants(&b, 32);
-    if (strchr(what, 'd'))
-        bench_decode(&b, argc > 4 ? atoi(argv[4]) : 0, argc > 5 ? atoi(argv[5]) : 0);
     if (strchr(what, 'p'))
         bench_prompts(&b);
     fflush(stdout);
+    if (strchr(what, 'd'))
+        bench_decode(&b, argc > 4 ? atoi(argv[4]) : 0, argc > 5 ? atoi(argv[5]) : 0);
     if (strchr(what, 'h'))
         bench_hot(&b);
     fflush(stdout);
