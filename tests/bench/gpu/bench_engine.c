@@ -4,8 +4,8 @@
  *
  *     bench-engine DIR [llama-7b|mistral-7b [WHAT [ROWS [CONTEXT]]]]   DIR gets 15 GB, once
  *     WHAT: letters of l(oad) d(ecode) p(rompts) h(ot loads) r(esident); default all
- *           or m: only writes the files; t: and DIR/tenants/t1.bitdelta .. t32.bitdelta, for
- * load.py ROWS, CONTEXT: decode with so many rows alone (0: 1 to 64) and at this context */
+ *           m: only makes the files; t: and 32 different tenants in DIR/tenants, for load.py
+ *     ROWS, CONTEXT: decode with so many rows alone (0: 1 to 64) and at this context */
 #include <fcntl.h>
 #include <poll.h>
 #include <pthread.h>
