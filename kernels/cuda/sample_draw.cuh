@@ -182,11 +182,7 @@ __device__ void list_candidates(const struct weighing &weigh, int exponent, uint
     if (threadIdx.x == 0)
         d.n_list = 0;
     __syncthreads();
-    /* Most are too light, which a look at the exponential's argument tells; with some to spare. */
-    float least = exponent ? 0.69314718f * (float)(exponent - 127) - 1e-3f : -INFINITY;
     for_each(weigh.z, weigh.vocab, [&](float z, int i) {
-        if (!((z - weigh.max) * weigh.scale >= least))
-            return;
         float w = weigh(z);
         if (w > 0 && (int)(__float_as_uint(w) >> 23) >= exponent)
             append(list, d, place_of_weight(w, i));
