@@ -46,7 +46,7 @@ all: deps ## install what is missing (apt), build the programs
 	@$(MAKE) --no-print-directory -j$(JOBS) programs
 deps: ## install the build dependencies (Debian 12, Ubuntu 24.04)
 	@sh deploy/install-deps.sh
-programs: $(PROGRAMS) $(if $(NVCC),$(CUDA_LIB)) ## build, with everything installed already
+programs: $(PROGRAMS) $(if $(and $(NVCC),$(filter release,$(MODE))),$(CUDA_LIB)) ## build, with everything installed already
 demo: all ## serve the shipped base and tenants, print one completion of each (DEMO_ONCE=1: then exit)
 	@sh demo/run.sh $(O)
 test: all ## build and run every test
@@ -56,8 +56,8 @@ test-page: programs ## drive the playground in headless Chromium (installed with
 	@sh tests/page/run.sh $(O)
 test-quickstart: programs ## do what docs/quickstart.md says and compare
 	@bash tests/quickstart.sh $(O)
-accept: programs ## other people's clients against the daemon, from PyPI (PARTS="clients schema harness load")
-	@sh tests/accept/run.sh $(O) $(PARTS)
+accept: programs ## other people's clients against the daemon, from PyPI, and the playground in a browser (PARTS="clients schema harness load": these alone)
+	@sh tests/accept/run.sh $(O) $(PARTS)$(if $(PARTS),, && sh tests/page/run.sh $(O))
 bench: all ## measure this machine's ceilings and what the CPU backend reaches
 	@$(MAKE) --no-print-directory -j$(JOBS) $(O)/bench
 	@$(O)/bench
