@@ -19,7 +19,7 @@
 #include "kernels/cuda/device.cuh"
 
 enum {
-    KV_SPLIT = 128, /* keys of one partial sum of narrow attention */
+    KV_SPLIT = 256, /* keys of one partial sum of narrow attention */
     KV_SCALE_BYTES = 2 * KV_PAGE_TOKENS * 4,
     KV_GROUP = 8,
     MOST_HEAD_DIM = 256,

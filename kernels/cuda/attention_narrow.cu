@@ -388,12 +388,12 @@ __device__ void page_values(sums<STEPS> &s, const char *stage, int steps, int la
         }
 }
 
-/* Adds up the splits [lo, hi] of one row and head, in their order, several on their way at a time.
+/* Adds up the splits [lo, hi] of one row and head, in their order, eight on their way at a time.
  * Lanes hold columns 2 lane + 64 j. */
 template <int STEPS>
 __device__ void combine_slot(const float2 *sums, const float *partial, int lo, int hi, int e,
                              float *out, int lane) {
-    enum { AHEAD = STEPS == 16 ? 4 : 12, PAIRS = (STEPS + 3) / 4 };
+    enum { AHEAD = STEPS == 16 ? 4 : 8, PAIRS = (STEPS + 3) / 4 };
     float most = -INFINITY, sum = 0;
     float2 o[PAIRS] = {};
     for (int i = lo; i <= hi; i += AHEAD) {
