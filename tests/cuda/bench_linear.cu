@@ -6,12 +6,11 @@
  * far larger than the L2. Before a mix is timed, sampled outputs of each kind of matrix are
  * compared with a double-precision reference. `quick ROWS...` and `profile ROWS` serve the tuning.
  */
-#include <algorithm>
 #include <cublas_v2.h>
 
-#include "tests/cuda/setup.cuh"
+#include "tests/cuda/bench.cuh"
 
-enum { LAYERS = 32, KINDS = 4, MATRICES = LAYERS * KINDS, MOST = 64, REPEATS = 15, RANK = 16 };
+enum { LAYERS = 32, KINDS = 4, MATRICES = LAYERS * KINDS, MOST = 64, RANK = 16 };
 
 struct kind {
     const char *name;
@@ -198,51 +197,6 @@ static void check_mix(const model &m, int rows) {
             exit(1);
         }
     }
-}
-
-template <typename F> static float median_ms(F record) {
-    cudaStream_t s;
-    CUDA(cudaStreamCreate(&s));
-    cudaGraph_t graph;
-    cudaGraphExec_t exec;
-    CUDA(cudaStreamBeginCapture(s, cudaStreamCaptureModeGlobal));
-    record(s);
-    CUDA(cudaStreamEndCapture(s, &graph));
-    CUDA(cudaGraphInstantiate(&exec, graph, 0));
-    cudaEvent_t a, b;
-    CUDA(cudaEventCreate(&a));
-    CUDA(cudaEventCreate(&b));
-    std::vector<float> ms(REPEATS);
-    CUDA(cudaGraphLaunch(exec, s));
-    for (float &t : ms) {
-        CUDA(cudaEventRecord(a, s));
-        CUDA(cudaGraphLaunch(exec, s));
-        CUDA(cudaEventRecord(b, s));
-        CUDA(cudaEventSynchronize(b));
-        CUDA(cudaEventElapsedTime(&t, a, b));
-    }
-    CUDA(cudaGraphExecDestroy(exec));
-    CUDA(cudaGraphDestroy(graph));
-    CUDA(cudaStreamDestroy(s));
-    std::sort(ms.begin(), ms.end());
-    return ms[REPEATS / 2];
-}
-
-static __global__ void read_kernel(const uint4 *p, size_t n, uint32_t *out) {
-    uint32_t x = 0;
-    size_t step = (size_t)gridDim.x * blockDim.x;
-    size_t i = blockIdx.x * (size_t)blockDim.x + threadIdx.x;
-    for (; i + 7 * step < n; i += 8 * step) {
-        uint4 v[8];
-#pragma unroll
-        for (int j = 0; j < 8; j++)
-            v[j] = __ldcs(p + i + j * step);
-#pragma unroll
-        for (int j = 0; j < 8; j++)
-            x ^= v[j].x ^ v[j].y ^ v[j].z ^ v[j].w;
-    }
-    if (x == 0x12345678)
-        *out = x;
 }
 
 static float fused_ms(model &m, int rows, bool with_planes, int kind = -1, bool plain = false) {
