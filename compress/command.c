@@ -87,6 +87,21 @@ err_t arg_int(const struct args *a, const char *name, int32_t lo, int32_t hi, in
     return E_OK;
 }
 
+err_t arg_double(const struct args *a, const char *name, double lo, double hi, double absent,
+                 double *out, struct why *why) {
+    const char *text = arg(a, name);
+    *out = absent;
+    if (!text)
+        return E_OK;
+    char *end;
+    double x = strtod(text, &end);
+    if (*end || !(x >= lo && x <= hi)) /* a NaN is outside */
+        return why_set(why, E_USAGE, "%s must be a number in %g..%g, not \"%.32s\"", name, lo, hi,
+                       text);
+    *out = x;
+    return E_OK;
+}
+
 void command_help(const struct command *c) {
     printf("bitdelta %s: %s\n\nUsage: bitdelta %s", c->name, c->summary, c->name);
     for (const struct option *o = c->option; o < c->option + MAX_OPTIONS && o->name; o++)

@@ -46,6 +46,9 @@ const char *arg(const struct args *a, const char *name);
 /* A whole number in [lo, hi]; absent when it was not given. */
 err_t arg_int(const struct args *a, const char *name, int32_t lo, int32_t hi, int32_t absent,
               int32_t *out, struct why *why);
+/* A number in [lo, hi]; absent when it was not given. */
+err_t arg_double(const struct args *a, const char *name, double lo, double hi, double absent,
+                 double *out, struct why *why);
 void command_help(const struct command *c);
 
 /* A bar on stderr with the time left, drawn only when that is a terminal. One thread. */

@@ -9,6 +9,9 @@
 #include "compress/job.h"
 #include "config/options.h"
 
+/* A plane, its scales at small models' shapes, and as much for low-rank pairs as helps there. */
+static const double default_bits = 1.14;
+
 struct compress {
     struct job_base base;
     struct checkpoint fine;
@@ -19,7 +22,8 @@ struct compress {
     struct tenant_writer *w;
 };
 
-static err_t parse_instant(struct diff_options *o, const struct args *a, struct why *why) {
+static err_t parse_instant(struct diff_options *o, const struct args *a, double bits,
+                           struct why *why) {
     const char *scale = arg(a, "--scale");
     o->per_row = !scale || strcmp(scale, "row") == 0;
     if (!o->per_row && strcmp(scale, "matrix") != 0)
@@ -28,6 +32,13 @@ static err_t parse_instant(struct diff_options *o, const struct args *a, struct 
         return why_set(why, E_USAGE,
                        "--instant fits nothing: leave out --calibration, --steps and "
                        "--method");
+    o->n_planes = (int32_t)bits;
+    if (arg(a, "--bits") && o->n_planes != bits)
+        return why_set(
+            why, E_USAGE,
+            "--instant keeps whole sign planes: --bits %d or %d, not %g; a fit takes any "
+            "number",
+            o->n_planes, o->n_planes + 1, bits);
     return arg_int(a, "--embed-bits", 1, MAX_PLANES, o->n_planes > 4 ? o->n_planes : 4,
                    &o->embed_planes, why);
 }
@@ -43,7 +54,7 @@ static err_t parse_fitted(struct fitted_options *o, const struct args *a, struct
                        "--scale goes with --instant: fitted scales are of rows and "
                        "columns, or of matrices with --method bitdelta");
     o->calibration = arg(a, "--calibration");
-    err_t e = arg_int(a, "--embed-bits", 1, MAX_PLANES, o->planes, &o->vocab_planes, why);
+    err_t e = arg_int(a, "--embed-bits", 1, MAX_PLANES, (int32_t)o->bits, &o->vocab_planes, why);
     e = e ? e : arg_int(a, "--steps", 0, 1000000, o->published ? 200 : 400, &o->steps, why);
     e = e ? e : arg_int(a, "--seed", 0, INT32_MAX, 1, &seed, why);
     o->seed = (uint64_t)seed;
@@ -60,10 +71,9 @@ static err_t parse_options(struct compress *j, const struct args *a, struct why 
     j->options.embed_dense = j->fitted.dense_vocab = embed && strcmp(embed, "dense") == 0;
     if (embed && !j->options.embed_dense && strcmp(embed, "planes") != 0)
         return why_set(why, E_USAGE, "--embed must be planes or dense, not \"%.32s\"", embed);
-    err_t e = arg_int(a, "--bits", 1, MAX_PLANES, 1, &j->options.n_planes, why);
-    j->fitted.planes = j->options.n_planes;
+    err_t e = arg_double(a, "--bits", 1, MAX_PLANES, default_bits, &j->fitted.bits, why);
     return e            ? e
-           : j->instant ? parse_instant(&j->options, a, why)
+           : j->instant ? parse_instant(&j->options, a, j->fitted.bits, why)
                         : parse_fitted(&j->fitted, a, why);
 }
 
@@ -142,9 +152,10 @@ static json_t *made_of(const struct compress *j, const char *fine) {
     int embed = j->instant ? j->options.embed_planes : j->fitted.vocab_planes;
     if (j->options.embed_dense || (!j->instant && j->fitted.published))
         embed = 16;
-    return json_pack("{s:s, s:s, s:s, s:s, s:s, s:i, s:i}", "tool", "bitdelta compress", "version",
+    double bits = j->instant ? j->options.n_planes : j->fitted.bits;
+    return json_pack("{s:s, s:s, s:s, s:s, s:s, s:f, s:i}", "tool", "bitdelta compress", "version",
                      options_version(), "method", method, "source", job_name_of(fine), "scale",
-                     scale, "bits", j->options.n_planes, "embed_bits", embed);
+                     scale, "bits", bits, "embed_bits", embed);
 }
 
 static err_t run(const struct args *a, struct why *why) {
@@ -207,7 +218,8 @@ const struct command command_compress = {
     .option = {{"--base", "DIR", true, "the base model"},
                {"--finetuned", "DIR", true, "the fine-tune of that base"},
                {"--output", "FILE", true, "the tenant file to write"},
-               {"--bits", "N", false, "sign planes per linear, 1 to 8 (default 1)"},
+               {"--bits", "B", false,
+                "bits per weight of the linears on average, 1 to 8 (default 1.14)"},
                {"--instant", NULL, false,
                 "from the weights alone: seconds, less like the fine-tune"},
                {"--calibration", "FILE", false,

@@ -17,8 +17,6 @@ enum {
 /* Of the rows, those that the fine-tune did not write: the base's own text, or the given one. They
  * keep the tenant like its fine-tune also off the fine-tune's beaten track. */
 static const float other_share = 0.25f;
-/* Bits per weight for low-rank pairs in the linears, beside the signs and scales. */
-static const double pair_bits = 0.04;
 /* Each sampled token is seen this often: sampling costs about as much as two steps of learning. */
 static const double passes = 1.25;
 
@@ -191,16 +189,30 @@ static err_t fit(struct fitting *f, const struct job_base *base, json_t *made, s
     return judge(f, "fitted", why);
 }
 
+/* What the budget leaves for low-rank pairs in the linears, per weight. */
+static double pair_bits(const struct model_shape *s, double bits, int32_t planes) {
+    double scales = 0, weights = 0;
+    for (int p = 0; p < N_PARTS; p++) {
+        double n = part_rows(s, (enum part)p), k = part_cols(s, (enum part)p);
+        scales += 16 * (n + k);
+        weights += n * k;
+    }
+    double left = bits - planes * (1 + scales / weights);
+    return left > 0 ? left : 0;
+}
+
 err_t fitted_write(const struct job_base *base, const struct checkpoint *fine,
                    const struct fitted_options *o, struct tenant_writer *w, struct report *report,
                    json_t *made, json_t **quality, struct why *why) {
     struct fitting f = {.o = o};
-    struct student_plan plan = {.planes = o->planes,
-                                .vocab_planes = o->vocab_planes,
-                                .vocab_rank = o->published ? 0 : 8,
-                                .pair_bits = o->published ? 0 : pair_bits,
-                                .scalar = o->published,
-                                .dense_vocab = o->dense_vocab || o->published};
+    int32_t planes = (int32_t)o->bits;
+    struct student_plan plan = {
+        .planes = planes,
+        .vocab_planes = o->vocab_planes,
+        .vocab_rank = o->published ? 0 : 8,
+        .pair_bits = o->published ? 0 : pair_bits(&fine->config.shape, o->bits, planes),
+        .scalar = o->published,
+        .dense_vocab = o->dense_vocab || o->published};
     err_t e = check_memory(fine, why);
     e = e ? e : gemm_open(&f.gemm, 0);
     e = e ? e : llama_load(&f.base, &base->checkpoint, why);

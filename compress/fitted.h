@@ -7,10 +7,12 @@
 #include "compress/job.h"
 
 struct fitted_options {
-    int32_t planes, vocab_planes; /* of the linears; of embedding and lm_head */
-    bool dense_vocab;             /* embedding and lm_head whole */
-    bool published;               /* one scale a matrix, distilled as BitDelta was published */
-    const char *calibration;      /* a text to answer like the fine-tune, or NULL */
+    double bits;          /* of a weight of the linears on average, 1 .. MAX_PLANES: planes, scales
+                             and low-rank pairs; one plane with its scales is the least */
+    int32_t vocab_planes; /* of embedding and lm_head */
+    bool dense_vocab;     /* embedding and lm_head whole */
+    bool published;       /* one scale a matrix, distilled as BitDelta was published */
+    const char *calibration; /* a text to answer like the fine-tune, or NULL */
     int32_t steps;
     uint64_t seed;
 };

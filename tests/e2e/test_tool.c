@@ -66,6 +66,11 @@ TEST(tool_ends_with_the_code_its_help_names) {
     CHECK_HAS(tool_output, "needs --finetuned");
     CHECK_EQ(run_tool("compress --base x --finetuned y -o z --bits 9"), 64);
     CHECK_HAS(tool_output, "--bits must be");
+    CHECK_EQ(run_tool("compress --base x --finetuned y -o z --bits nan"), 64);
+    CHECK_EQ(run_tool("compress --base x --finetuned y -o z --bits 1.5x"), 64);
+    CHECK_HAS(tool_output, "a number in 1..8, not \"1.5x\"");
+    CHECK_EQ(run_tool("compress --base x --finetuned y -o z --bits 1.5 --instant"), 64);
+    CHECK_HAS(tool_output, "--bits 1 or 2, not 1.5");
     CHECK_EQ(run_tool("compress --base x --base y"), 64);
     CHECK_EQ(run_tool("compress --base"), 64);
     CHECK_EQ(run_tool("inspect a b"), 64);
