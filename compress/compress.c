@@ -7,6 +7,7 @@
 #include "compress/diff.h"
 #include "compress/fitted.h"
 #include "compress/job.h"
+#include "compress/origin.h"
 #include "config/options.h"
 
 /* A plane, its scales at small models' shapes, and as much for low-rank pairs as helps there. */
@@ -77,18 +78,6 @@ static err_t parse_options(struct compress *j, const struct args *a, struct why 
                         : parse_fitted(&j->fitted, a, why);
 }
 
-/* A model that was not trained from this base differs by about sqrt(2) of its weights' size. */
-static err_t check_distance(const struct compress *j, int32_t layer, struct why *why) {
-    double distance = report_distance(&j->report);
-    if (distance <= 1)
-        return E_OK;
-    return why_set(why, E_WRONG_BASE,
-                   "%s is not a fine-tune of %s: up to layer %d its weights differ by %.2f times "
-                   "the size of the base's (a fine-tune: well below 1; unrelated models: about "
-                   "1.4)",
-                   j->fine.dir, j->base.checkpoint.dir, layer, distance);
-}
-
 static err_t write_linears(struct compress *j, struct why *why) {
     const struct model_shape *s = &j->base.checkpoint.config.shape;
     struct progress p;
@@ -104,8 +93,6 @@ static err_t write_linears(struct compress *j, struct why *why) {
         e = diff_write_part(j->w, name, rows_of_checkpoint(&base, n, k),
                             rows_of_checkpoint(&fine, n, k), &j->options, &j->report.row[part],
                             why);
-        if (!e && part == PART_DOWN)
-            e = check_distance(j, i / N_PARTS, why);
         progress_show(&p, (uint64_t)i + 1, (uint64_t)(s->n_layers * N_PARTS));
     }
     progress_end(&p);
@@ -173,6 +160,8 @@ static err_t run(const struct args *a, struct why *why) {
     if (e)
         goto out;
     e = model_config_same_shape(&j.fine.config, &j.base.checkpoint.config, fine, why);
+    if (!e)
+        e = origin_check(&j.base.checkpoint, &j.fine, why);
     if (!e)
         e = job_texts_read(&texts, &j.base, fine, j.fine.config_json, j.fine.generation_json, why);
     if (!e && !(made = made_of(&j, fine)))

@@ -19,15 +19,6 @@ static double ratio(double a, double b) {
     return b > 0 ? a / b : 0;
 }
 
-double report_distance(const struct report *r) {
-    double change = 0, base = 0;
-    for (int i = 0; i < N_PARTS; i++) {
-        change += r->row[i].change;
-        base += r->row[i].base;
-    }
-    return sqrt(ratio(change, base));
-}
-
 static void total_of(const struct report *r, struct report_row *t, int first, int end) {
     memset(t, 0, sizeof *t);
     for (int i = first; i < end; i++) {

@@ -22,8 +22,6 @@ struct report {
 
 /* Remembers the kind of one matrix of the row. */
 void report_kind(struct report_row *r, const char *kind);
-/* Share of the linears' energy: |difference|^2 / |base|^2, the square root of it. */
-double report_distance(const struct report *r);
 void report_print(const struct report *r, double file_bytes);
 json_t *report_json(const struct report *r, double file_bytes); /* given to the caller */
 

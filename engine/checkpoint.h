@@ -42,7 +42,7 @@ err_t model_config_from_json(struct model_config *c, const json_t *root, const c
 err_t model_config_generation(struct model_config *c, const json_t *root, const char *label,
                               struct why *why);
 
-/* E_WRONG_BASE with the first difference unless layers, dims and heads are equal; vocabulary, RoPE
+/* E_WRONG_BASE naming every difference unless layers, dims and heads are equal; vocabulary, RoPE
  * and the like may differ. label names a in the sentence. */
 err_t model_config_same_shape(const struct model_config *a, const struct model_config *base,
                               const char *label, struct why *why);

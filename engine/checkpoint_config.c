@@ -4,6 +4,7 @@
  * MistralConfig. */
 #include <limits.h>
 #include <math.h>
+#include <stdio.h>
 #include <string.h>
 
 #include "config/json.h"
@@ -292,9 +293,12 @@ err_t model_config_same_shape(const struct model_config *a, const struct model_c
         {"num_key_value_heads", a->shape.n_kv_heads, base->shape.n_kv_heads},
         {"head_dim", a->shape.head_dim, base->shape.head_dim},
     };
-    for (size_t i = 0; i < sizeof fields / sizeof *fields; i++)
+    char differences[400] = "";
+    for (size_t i = 0; i < sizeof fields / sizeof *fields; i++) {
+        size_t n = strlen(differences);
         if (fields[i].have != fields[i].want)
-            return why_set(why, E_WRONG_BASE, "%s: %s is %d, but the base has %d", label,
-                           fields[i].name, fields[i].have, fields[i].want);
-    return E_OK;
+            snprintf(differences + n, sizeof differences - n, "%s%s is %d, but the base has %d",
+                     n ? "; " : "", fields[i].name, fields[i].have, fields[i].want);
+    }
+    return differences[0] ? why_set(why, E_WRONG_BASE, "%s: %s", label, differences) : E_OK;
 }

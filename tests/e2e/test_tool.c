@@ -205,9 +205,10 @@ TEST(tool_refuses_pairs_that_do_not_belong_together) {
     CHECK_EQ(run_tool("compress --instant --base %s --finetuned %s -o %s", base, fine, out), 65);
     CHECK_HAS(tool_output, "is not a fine-tune of");
     CHECK_HAS(tool_output, "1.4");
-    make_model(fine, (struct make_model){.layers = 3});
+    CHECK_HAS(tool_output, "most in model.layers.");
+    make_model(fine, (struct make_model){.layers = 3, .dim = 48});
     CHECK_EQ(run_tool("compress --instant --base %s --finetuned %s -o %s", base, fine, out), 65);
-    CHECK_HAS(tool_output, "num_hidden_layers is 3, but the base has 2");
+    CHECK_HAS(tool_output, "num_hidden_layers is 3, but the base has 2; hidden_size is 48");
     CHECK_EQ(access(out, F_OK), -1);
 }
 
