@@ -46,7 +46,8 @@ static inline struct train_mat train_mat_t(const float *p, size_t ld) {
     return (struct train_mat){p, 1, ld};
 }
 
-/* Sequences laid end to end; all arrays on the device, as made by batch_put. */
+/* Sequences laid end to end; all arrays on the device. embed and rope read id and position alone
+ * (so that decoding may use them, its rows being of many sequences), attention the others. */
 struct train_batch {
     int32_t n_rows, n_seqs, longest;
     const int32_t *id;       /* [M] */
@@ -197,6 +198,11 @@ struct train_ops {
      * * e^row * e^col (straight through). */
     void (*plane_back)(struct train *t, struct train_plane *p, int32_t n, int32_t k,
                        const float *grad, struct train_adam bits, float *row_grad, float *col_grad);
+    /* All that signs_make holds, out to the host and back in, so that a fit can go on another day:
+     * the same bytes give the same steps. signs_bytes of it. */
+    size_t (*signs_bytes)(const struct train *t, int32_t n, int32_t k);
+    void (*signs_save)(struct train *t, const void *signs, int32_t n, int32_t k, void *host);
+    void (*signs_load)(struct train *t, void *signs, int32_t n, int32_t k, const void *host);
     /* The plane's signs in tiles (kernels.h, struct plane), plane_bytes(n, k), into host memory. */
     void (*signs_get)(struct train *t, const void *signs, int32_t n, int32_t k, uint32_t *tiles);
     /* Scales (natural logarithms, -30 for 0) whose outer product is nearest to |d| [n, k]:
