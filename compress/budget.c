@@ -1,0 +1,254 @@
+/* Points of bits and loss for every matrix, their lower convex hull, and a greedy walk along the
+ * hulls, the steepest step of any matrix first: what a Lagrange multiplier would choose, but for
+ * the last few bits, which go where they still fit. */
+#include "compress/budget.h"
+
+#include <stdlib.h>
+#include <string.h>
+
+#include "kernels/kernels.h"
+
+enum { HALF = 16, ONE_SCALE = 32, ROW_ID = 32 };
+/* A scale for a whole matrix is a thousandth of a bit in small models: not worth refusing 1.0 for.
+ */
+static const double slack = 1.0005;
+/* What p planes with fitted scales leave of normally distributed values (the least squared error of
+ * 2^p evenly spaced levels). */
+static const double planes_leave[MAX_PLANES + 1] = {1,       0.36338, 0.11885,   0.03744,   0.01154,
+                                                    0.00350, 0.00104, 0.0003043, 0.00008769};
+
+struct point {
+    double bits, loss;
+    struct budget_choice choice;
+};
+struct frontier {
+    struct point *point; /* [n] every way to store the matrix; owned */
+    int32_t n;
+    int32_t *hull; /* [n_hull] those on the lower convex hull, bits rising; owned */
+    int32_t n_hull, at;
+};
+
+double budget_bits(const struct budget_matrix *m, const struct budget_choice *c) {
+    double n = m->n, k = m->k, scales = 0;
+    if (c->exact)
+        return m->fixed_bits + m->n_changed * (HALF * k + ROW_ID);
+    switch (c->scales) {
+    case SCALES_ONE:
+        scales = ONE_SCALE;
+        break;
+    case SCALES_ROWS:
+        scales = HALF * n;
+        break;
+    default:
+        scales = HALF * (n + k);
+    }
+    return m->fixed_bits + c->planes * (n * k + scales) + c->rank * HALF * (n + k);
+}
+
+double budget_loss(const struct budget_matrix *m, const struct budget_choice *c) {
+    if (c->exact)
+        return 0;
+    double energy = m->energy;
+    for (int32_t r = 0; r < c->rank; r++)
+        energy -= m->root[r];
+    if (c->planes)
+        energy *= m->left[c->scales] * planes_leave[c->planes] / planes_leave[1];
+    return energy > 0 ? energy * m->sensitivity : 0;
+}
+
+/* Fewer bits first; of equal bits the smaller loss, then the order of making. */
+static int by_bits(const void *a, const void *b) {
+    const struct point *x = a, *y = b;
+    if (x->bits != y->bits)
+        return x->bits < y->bits ? -1 : 1;
+    if (x->loss != y->loss)
+        return x->loss < y->loss ? -1 : 1;
+    return x->choice.rank - y->choice.rank;
+}
+
+static double slope(const struct point *a, const struct point *b) {
+    return (a->loss - b->loss) / (b->bits - a->bits);
+}
+
+static void find_hull(struct frontier *f) {
+    for (int32_t i = 0; i < f->n; i++) {
+        const struct point *p = &f->point[i];
+        if (f->n_hull && (p->loss >= f->point[f->hull[f->n_hull - 1]].loss ||
+                          p->bits <= f->point[f->hull[f->n_hull - 1]].bits))
+            continue;
+        while (f->n_hull > 1) {
+            const struct point *last = &f->point[f->hull[f->n_hull - 1]],
+                               *before = &f->point[f->hull[f->n_hull - 2]];
+            if (slope(before, last) > slope(last, p))
+                break;
+            f->n_hull--;
+        }
+        f->hull[f->n_hull++] = i;
+    }
+}
+
+static err_t frontier_open(struct frontier *f, const struct budget_matrix *m) {
+    int32_t least = m->n < m->k ? m->n : m->k,
+            ranks = m->n_roots < least / 2 ? m->n_roots : least / 2;
+    size_t cap = (size_t)(MAX_PLANES * N_SCALES + 1) * (size_t)(ranks + 1) + 1;
+    f->point = malloc(cap * sizeof *f->point);
+    f->hull = malloc(cap * sizeof *f->hull);
+    if (!f->point || !f->hull)
+        return E_NOMEM;
+    struct budget_choice c = {0};
+    for (c.planes = 0; c.planes <= MAX_PLANES; c.planes++)
+        for (int s = 0; s < (c.planes ? N_SCALES : 1); s++)
+            for (c.rank = 0; c.rank <= ranks; c.rank++) {
+                c.scales = (enum budget_scales)s;
+                f->point[f->n++] = (struct point){budget_bits(m, &c), budget_loss(m, &c), c};
+            }
+    if (m->n_changed > 0) {
+        c = (struct budget_choice){.exact = true};
+        f->point[f->n++] = (struct point){budget_bits(m, &c), 0, c};
+    }
+    qsort(f->point, (size_t)f->n, sizeof *f->point, by_bits);
+    find_hull(f);
+    return 0;
+}
+
+static void frontiers_close(struct frontier *f, int32_t n) {
+    for (int32_t i = 0; f && i < n; i++)
+        free(f[i].point), free(f[i].hull);
+    free(f);
+}
+
+static const struct point *chosen(const struct frontier *f) {
+    return &f->point[f->hull[f->at]];
+}
+
+/* Takes steps of matrices [first, end), the steepest first, while they fit into *left and gain at
+ * least `price` a bit. Returns what the last step gained a bit. A step that does not fit ends its
+ * matrix's walk: what lies behind it costs more and gains less. */
+static double walk(struct frontier *f, int32_t first, int32_t end, double price, double *left) {
+    double last = 0;
+    for (;;) {
+        int32_t best = -1;
+        double best_slope = price;
+        for (int32_t i = first; i < end; i++) {
+            if (f[i].at + 1 >= f[i].n_hull)
+                continue;
+            const struct point *a = chosen(&f[i]), *b = &f[i].point[f[i].hull[f[i].at + 1]];
+            double s = slope(a, b);
+            if (b->bits - a->bits <= *left && (best < 0 ? s >= best_slope : s > best_slope))
+                best = i, best_slope = s;
+        }
+        if (best < 0)
+            return last;
+        *left -= f[best].point[f[best].hull[f[best].at + 1]].bits - chosen(&f[best])->bits;
+        f[best].at++;
+        last = best_slope;
+    }
+}
+
+/* The last bits: any point of any matrix that still fits, the largest gain first. pick [n_all]:
+ * points in use. */
+static void fill(const struct frontier *f, int32_t end, const struct point **pick, double *left) {
+    for (;;) {
+        const struct point *best = NULL;
+        int32_t where = 0;
+        double gain = 0;
+        for (int32_t i = 0; i < end; i++)
+            for (int32_t l = 0; l < f[i].n; l++) {
+                const struct point *p = &f[i].point[l];
+                if (p->bits - pick[i]->bits > *left)
+                    break; /* they are sorted by bits */
+                if (pick[i]->loss - p->loss > gain)
+                    best = p, where = i, gain = pick[i]->loss - p->loss;
+            }
+        if (!best)
+            return;
+        *left -= best->bits - pick[where]->bits;
+        pick[where] = best;
+    }
+}
+
+static err_t open_all(struct frontier **out, const struct budget_matrix *m, int32_t n) {
+    struct frontier *f = calloc((size_t)n, sizeof *f);
+    err_t e = f ? 0 : E_NOMEM;
+    for (int32_t i = 0; !e && i < n; i++)
+        e = frontier_open(&f[i], &m[i]);
+    if (e)
+        frontiers_close(f, n);
+    *out = e ? NULL : f;
+    return e;
+}
+
+static err_t spend(struct frontier *f, const struct budget_matrix *m, int32_t n_linears,
+                   int32_t n_all, const struct budget_limits *limits, struct budget_choice *choice,
+                   struct budget_result *r, struct why *why) {
+    const struct point **pick = calloc((size_t)n_all, sizeof *pick);
+    if (!pick)
+        return E_NOMEM;
+    err_t e = 0;
+    double weights = 0, fixed = 0;
+    *r = (struct budget_result){0};
+    for (int32_t i = 0; i < n_all; i++) {
+        weights += i < n_linears ? (double)m[i].n * m[i].k : 0;
+        fixed += m[i].fixed_bits;
+        r->loss_at_base += f[i].point[0].loss;
+        f[i].at = 0;
+    }
+    double left = limits->bits * weights * slack;
+    if (limits->file_bits > 0 && limits->file_bits - fixed < left)
+        left = limits->file_bits - fixed;
+    if (left < weights) {
+        e = why_set(why, E_TOO_LARGE,
+                    "The file may take %.1f MB, and one bit for every weight of the linears "
+                    "already takes %.1f MB with what cannot be left out: allow that much.",
+                    limits->file_bits / 8e6, (weights * slack + fixed) / 8e6);
+        goto out;
+    }
+    double before = left, price = walk(f, 0, n_linears, 0, &left);
+    for (int32_t i = 0; i < n_linears; i++)
+        pick[i] = chosen(&f[i]);
+    fill(f, n_linears, pick, &left);
+    r->bits = weights > 0 ? (before - left) / weights : 0;
+    double rest = limits->file_bits > 0 ? limits->file_bits - fixed - (before - left) : 1e300;
+    walk(f, n_linears, n_all, price, &rest);
+    for (int32_t i = 0; i < n_all; i++) {
+        pick[i] = i < n_linears ? pick[i] : chosen(&f[i]);
+        choice[i] = pick[i]->choice;
+        r->file_bits += pick[i]->bits;
+        r->loss += pick[i]->loss;
+    }
+out:
+    free(pick);
+    return e;
+}
+
+err_t budget_spend(const struct budget_matrix *m, int32_t n_linears, int32_t n_all,
+                   const struct budget_limits *limits, struct budget_choice *choice,
+                   struct budget_result *result, struct why *why) {
+    struct frontier *f;
+    err_t e = open_all(&f, m, n_all);
+    e = e ? e : spend(f, m, n_linears, n_all, limits, choice, result, why);
+    frontiers_close(f, n_all);
+    return e == E_NOMEM ? why_set(why, e, "There is not enough memory to share out the bits.") : e;
+}
+
+err_t budget_for_loss(const struct budget_matrix *m, int32_t n_linears, int32_t n_all, double loss,
+                      double *bits, struct why *why) {
+    struct frontier *f;
+    struct budget_choice *choice = calloc((size_t)n_all, sizeof *choice);
+    int32_t low = 100, high = MAX_PLANES * 100; /* in hundredths; high always does, or nothing */
+    err_t e = open_all(&f, m, n_all);
+    e = e ? e : choice ? 0 : E_NOMEM;
+    while (!e && low < high) {
+        int32_t mid = (low + high) / 2;
+        struct budget_result r;
+        e = spend(f, m, n_linears, n_all, &(struct budget_limits){mid / 100.0, 0}, choice, &r, why);
+        if (r.loss <= loss)
+            high = mid;
+        else
+            low = mid + 1;
+    }
+    *bits = low / 100.0;
+    frontiers_close(f, n_all);
+    free(choice);
+    return e == E_NOMEM ? why_set(why, e, "There is not enough memory to share out the bits.") : e;
+}

@@ -1,0 +1,70 @@
+/* Where the bits go: for every matrix of a tenant how many sign planes with which scales, and how
+ * large a low-rank pair, so that the whole loses least of the fine-tune for the bits that it may
+ * take.
+ *
+ * One currency for all matrices, embedding and lm_head among them: the loss that a matrix is
+ * expected to cause is its sensitivity (what a unit of squared error in it costs, measured by
+ * compress/sensitivity.h) times the energy of what its planes and pair leave of the difference.
+ * Every way to store a matrix is then a point of bits and loss; bits are spent where they gain
+ * most. Pure arithmetic on the host, the same on every machine. */
+#ifndef COMPRESS_BUDGET_H
+#define COMPRESS_BUDGET_H
+
+#include <stdbool.h>
+#include <stdint.h>
+
+#include "config/err.h"
+
+enum budget_scales { SCALES_ONE, SCALES_ROWS, SCALES_BOTH, N_SCALES };
+
+/* What is known of one matrix [n, k] before it is stored. */
+struct budget_matrix {
+    int32_t n, k;
+    double energy;         /* sum of squares of its difference from the base */
+    double sensitivity;    /* loss for each unit of squared error that stays */
+    double left[N_SCALES]; /* share of the energy that one plane leaves with each kind of scales */
+    const double *root;    /* [n_roots] the difference's largest singular values, squared, falling;
+                              borrowed */
+    int32_t n_roots;
+    int32_t n_changed; /* rows that differ at all; > 0: they may be kept exactly (embed, head) */
+    double fixed_bits; /* spent whatever is chosen: rows beyond the base's vocabulary */
+};
+
+/* How to store it. exact: all changed rows, in 16 bits a weight; else planes and a pair, or
+ * neither: the base's. */
+struct budget_choice {
+    int32_t planes, rank;
+    enum budget_scales scales;
+    bool exact;
+};
+
+struct budget_limits {
+    double bits;      /* per weight of the linears, scales and pairs included; 1 to 8 */
+    double file_bits; /* of all matrices; 0: no limit */
+};
+
+struct budget_result {
+    double bits;      /* per weight of the linears, as spent */
+    double file_bits; /* of all matrices */
+    double loss;      /* expected, of all; at no bits at all: loss_at_base */
+    double loss_at_base;
+};
+
+/* The first n_linears of the n_all matrices share limits->bits; the others are given bits as long
+ * as a bit gains there what the last one gained in the linears, within the file's limit. choice
+ * [n_all] is written. E_TOO_LARGE with a sentence that says which limit would do, when what cannot
+ * be left out already takes more than the file may; E_NOMEM. */
+err_t budget_spend(const struct budget_matrix *m, int32_t n_linears, int32_t n_all,
+                   const struct budget_limits *limits, struct budget_choice *choice,
+                   struct budget_result *result, struct why *why);
+
+/* The least bits per weight, in steps of a hundredth, whose expected loss is at most `loss`; 8 when
+ * there are none. */
+err_t budget_for_loss(const struct budget_matrix *m, int32_t n_linears, int32_t n_all, double loss,
+                      double *bits, struct why *why);
+
+/* What a choice costs and leaves. */
+double budget_bits(const struct budget_matrix *m, const struct budget_choice *c);
+double budget_loss(const struct budget_matrix *m, const struct budget_choice *c);
+
+#endif
