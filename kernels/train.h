@@ -28,6 +28,8 @@ extern "C" {
 
 struct train; /* one device opened for fitting */
 
+enum { FACTOR_ROWS = 64 }; /* of a block that `factor` and `feedback` take at once */
+
 /* A dense matrix in the backend's type for weights (train_ops.weight_bytes each), device. */
 struct train_weights {
     void *w;
@@ -210,6 +212,26 @@ struct train_ops {
      * weight [k] per column unless NULL. Writes p->row.x, p->col.x. */
     void (*scales_fit)(struct train *t, int32_t n, int32_t k, const float *d, const float *weight,
                        int32_t rounds, struct train_plane *p);
+
+    /* ---- least squares under the inputs' second moments (compress/closed.c), all FP32 */
+    /* The lower triangle of a [n, n] (row stride ld), n <= FACTOR_ROWS, symmetric and with `damp`
+     * added to its diagonal positive definite, becomes its Cholesky factor L; what is above the
+     * diagonal is neither read nor written. inverse [n, n] = L^-1, zero above the diagonal. A pivot
+     * that is not positive counts as `damp`. */
+    void (*factor)(struct train *t, int32_t n, float *a, size_t ld, float damp, float *inverse);
+    /* Chooses signs for columns first .. first + width - 1 (width <= FACTOR_ROWS), the last first,
+     * each so that it makes good what its column and those after it got wrong:
+     *     u = d_j + (pushed_j + sum over chosen i > j in the block of e_i l_ij) / l_jj
+     *     each plane in turn: value = u; u -= the plane's scale, with the sign of u
+     *     e_j = d_j - what the planes now are
+     * d, pushed [n, k]; d becomes e. l [k, k]: lower Cholesky factor of the second moments. value:
+     * host array [n_planes] of device [n, k]. */
+    void (*feedback)(struct train *t, const struct train_delta *x, int32_t first, int32_t width,
+                     const float *l, const float *pushed, float *d, float *const *value);
+    /* out [n] = sum over k of a b, rows of [n, k]. */
+    void (*row_dots)(struct train *t, int32_t n, int32_t k, const float *a, const float *b,
+                     float *out);
+    void (*times)(struct train *t, size_t n, const float *y, float *x); /* x *= y */
 };
 
 struct train {
