@@ -5,9 +5,9 @@
 #include <string.h>
 
 #include "compress/diff.h"
+#include "compress/fine_tune.h"
 #include "compress/fitted.h"
 #include "compress/job.h"
-#include "compress/origin.h"
 #include "config/options.h"
 
 /* A plane, its scales at small models' shapes, and as much for low-rank pairs as helps there. */
@@ -15,7 +15,7 @@ static const double default_bits = 1.14;
 
 struct compress {
     struct job_base base;
-    struct checkpoint fine;
+    struct fine_tune fine;
     bool instant;                 /* from the weights alone, a matrix in memory at a time */
     struct diff_options options;  /* of instant */
     struct fitted_options fitted; /* otherwise */
@@ -88,7 +88,8 @@ static err_t write_linears(struct compress *j, struct why *why) {
         char name[128], tensor[160];
         part_name(name, sizeof name, i / N_PARTS, part);
         snprintf(tensor, sizeof tensor, "%s.weight", name);
-        struct checkpoint_rows base = {&j->base.checkpoint, tensor}, fine = {&j->fine, tensor};
+        struct checkpoint_rows base = {.c = &j->base.checkpoint, .name = tensor},
+                               fine = {.c = &j->fine.checkpoint, .name = tensor};
         int32_t n = part_rows(s, part), k = part_cols(s, part);
         e = diff_write_part(j->w, name, rows_of_checkpoint(&base, n, k),
                             rows_of_checkpoint(&fine, n, k), &j->options, &j->report.row[part],
@@ -102,17 +103,19 @@ static err_t write_linears(struct compress *j, struct why *why) {
 static err_t write_vocab(struct compress *j, const char *part, const char *base_name,
                          const char *fine_name, struct report_row *report, struct why *why) {
     const struct model_shape *s = &j->base.checkpoint.config.shape;
-    struct checkpoint_rows base = {&j->base.checkpoint, base_name}, fine = {&j->fine, fine_name};
-    return diff_write_vocab(j->w, part, rows_of_checkpoint(&base, s->vocab, s->dim),
-                            rows_of_checkpoint(&fine, j->fine.config.shape.vocab, s->dim),
-                            &j->options, report, why);
+    struct checkpoint_rows base = {.c = &j->base.checkpoint, .name = base_name},
+                           fine = {.c = &j->fine.checkpoint, .name = fine_name};
+    return diff_write_vocab(
+        j->w, part, rows_of_checkpoint(&base, s->vocab, s->dim),
+        rows_of_checkpoint(&fine, j->fine.checkpoint.config.shape.vocab, s->dim), &j->options,
+        report, why);
 }
 
 static err_t write_rest(struct compress *j, struct why *why) {
     float *base = NULL, *fine = NULL;
     err_t e = write_vocab(j, "embed", "model.embed_tokens.weight", "model.embed_tokens.weight",
                           &j->report.row[REPORT_EMBED], why);
-    if (!e && j->fine.config.tied) {
+    if (!e && j->fine.checkpoint.config.tied) {
         tenant_writer_kind(j->w, "head", KIND_TIED);
         report_kind(&j->report.row[REPORT_HEAD], "tied");
     } else if (!e) {
@@ -122,7 +125,7 @@ static err_t write_rest(struct compress *j, struct why *why) {
     if (!e)
         e = job_norms(&j->base.checkpoint, &base, why);
     if (!e)
-        e = job_norms(&j->fine, &fine, why);
+        e = job_norms(&j->fine.checkpoint, &fine, why);
     if (!e)
         e = diff_write_norms(j->w, &j->base.checkpoint.config.shape, base, fine,
                              &j->report.row[REPORT_NORM], why);
@@ -146,30 +149,28 @@ static json_t *made_of(const struct compress *j, const char *fine) {
 }
 
 static err_t run(const struct args *a, struct why *why) {
-    struct compress j = {0};
+    struct compress j = {.fine = {.adapter = {.fd = -1}}};
     struct job_texts texts = {0};
     const char *path = arg(a, "--output"), *fine = arg(a, "--finetuned");
     json_t *made = NULL, *quality = NULL;
     err_t e = parse_options(&j, a, why);
     if (e)
         return e;
-    e = checkpoint_open(&j.fine, fine, why);
-    if (e)
-        return e;
-    e = job_base_open(&j.base, arg(a, "--base"), why);
-    if (e)
-        goto out;
-    e = model_config_same_shape(&j.fine.config, &j.base.checkpoint.config, fine, why);
+    e = checkpoint_open(&j.base.checkpoint, arg(a, "--base"), why);
     if (!e)
-        e = origin_check(&j.base.checkpoint, &j.fine, why);
+        e = fine_tune_open(&j.fine, fine, &j.base.checkpoint, why);
     if (!e)
-        e = job_texts_read(&texts, &j.base, fine, j.fine.config_json, j.fine.generation_json, why);
+        e = job_base_hash(&j.base, why);
+    if (!e)
+        e = job_texts_read(&texts, &j.base, fine, j.fine.checkpoint.config_json,
+                           j.fine.checkpoint.generation_json, why);
     if (!e && !(made = made_of(&j, fine)))
         e = why_set(why, E_NOMEM, "not enough memory");
     if (!e)
         e = tenant_writer_open(&j.w, path, why);
     if (!e && !j.instant)
-        e = fitted_write(&j.base, &j.fine, &j.fitted, j.w, &j.report, made, &quality, why);
+        e = fitted_write(&j.base, &j.fine.checkpoint, &j.fitted, j.w, &j.report, made, &quality,
+                         why);
     if (!e && j.instant)
         e = write_linears(&j, why);
     if (!e && j.instant)
@@ -182,9 +183,8 @@ static err_t run(const struct args *a, struct why *why) {
     json_decref(made);
     json_decref(quality);
     job_texts_free(&texts);
+    fine_tune_close(&j.fine);
     job_base_close(&j.base);
-out:
-    checkpoint_close(&j.fine);
     return e;
 }
 
@@ -193,7 +193,10 @@ const struct command command_compress = {
     .summary = "make a tenant file from a full fine-tune",
     .about =
         "Both folders are Hugging Face checkpoints of one architecture (config.json, safetensors\n"
-        "in FP16, BF16 or FP32). Of each linear layer the file keeps the signs of the difference\n"
+        "in FP16, BF16 or FP32); the fine-tune may be a PEFT adapter (LoRA, DoRA, "
+        "modules_to_save),\n"
+        "which is merged into the base as it is read. Of each linear layer the file keeps the "
+        "signs of the difference\n"
         "and scales per row and column. Signs, scales and norms are then fitted, so that the\n"
         "tenant predicts what the fine-tune predicts, on text that the fine-tune and the base\n"
         "write for it; no data is needed, and --calibration FILE takes the place of the base's\n"
@@ -205,7 +208,7 @@ const struct command command_compress = {
         "Norms, config, added tokens, chat template and generation defaults are the\n"
         "fine-tune's own. The finished file is read back.\n",
     .option = {{"--base", "DIR", true, "the base model"},
-               {"--finetuned", "DIR", true, "the fine-tune of that base"},
+               {"--finetuned", "DIR", true, "the fine-tune of that base, or a PEFT adapter"},
                {"--output", "FILE", true, "the tenant file to write"},
                {"--bits", "B", false,
                 "bits per weight of the linears on average, 1 to 8 (default 1.14)"},

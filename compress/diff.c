@@ -16,13 +16,12 @@ enum { BLOCK_ELEMENTS = 1 << 24 }; /* 64 MiB of FP32 for each of base and fine-t
 static err_t read_checkpoint(void *arg, float *dst, int64_t first, int64_t n_rows,
                              struct why *why) {
     const struct checkpoint_rows *r = arg;
-    const struct st_tensor *t = checkpoint_find(r->c, r->name, NULL);
-    uint64_t k = t ? (uint64_t)t->dim[1] : 0;
-    return checkpoint_read_f32_rows(r->c, r->name, dst, (uint64_t)first * k, (size_t)n_rows * k,
-                                    why);
+    return checkpoint_read_f32_rows(r->c, r->name, dst, (uint64_t)first * (uint64_t)r->k,
+                                    (size_t)n_rows * (size_t)r->k, why);
 }
 
 struct rows rows_of_checkpoint(struct checkpoint_rows *r, int32_t n, int32_t k) {
+    r->k = k;
     return (struct rows){.read = read_checkpoint, .arg = r, .n = n, .k = k};
 }
 
@@ -205,6 +204,13 @@ static err_t find_changed(struct changed *c, struct rows base, struct rows fine,
     return e;
 }
 
+err_t diff_measure(struct rows base, struct rows fine, struct report_row *report, struct why *why) {
+    struct changed c;
+    err_t e = find_changed(&c, base, fine, report, why);
+    free(c.id);
+    return e;
+}
+
 /* Rows id[0 .. n) of the fine-tune, exactly (as FP16). */
 static err_t write_rows(struct tenant_writer *w, const char *part, struct rows fine,
                         const int32_t *id, int32_t n, struct why *why) {
@@ -229,8 +235,8 @@ static err_t write_rows(struct tenant_writer *w, const char *part, struct rows f
     return e;
 }
 
-static err_t write_dense(struct tenant_writer *w, const char *part, struct rows fine,
-                         struct why *why) {
+err_t diff_write_dense(struct tenant_writer *w, const char *part, struct rows fine,
+                       struct why *why) {
     int64_t dim[2] = {fine.n, fine.k};
     size_t k = (size_t)fine.k;
     int32_t block = BLOCK_ELEMENTS / fine.k + 1;
@@ -285,7 +291,7 @@ err_t diff_write_vocab(struct tenant_writer *w, const char *part, struct rows ba
     if (!e && kind == KIND_ROWS)
         e = write_rows(w, part, fine, c.id, c.n, why);
     else if (!e && kind == KIND_DENSE)
-        e = write_dense(w, part, fine, why);
+        e = diff_write_dense(w, part, fine, why);
     else if (!e && kind == KIND_PLANES)
         e = write_vocab_planes(w, part, base, fine, &c, o, report, why);
     tenant_writer_kind(w, part, kind);

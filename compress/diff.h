@@ -18,6 +18,7 @@ struct rows {
 struct checkpoint_rows {
     const struct checkpoint *c;
     const char *name; /* "....weight" */
+    int32_t k;        /* set by rows_of_checkpoint */
 };
 struct rows rows_of_checkpoint(struct checkpoint_rows *r, int32_t n, int32_t k);
 /* The matrix that a checkpoint's lm_head is: its own, or the embedding when tied. */
@@ -34,6 +35,10 @@ struct diff_options {
 err_t diff_write_part(struct tenant_writer *w, const char *part, struct rows base, struct rows fine,
                       const struct diff_options *o, struct report_row *report, struct why *why);
 
+/* The whole matrix in FP16. */
+err_t diff_write_dense(struct tenant_writer *w, const char *part, struct rows fine,
+                       struct why *why);
+
 /* embed or head, whose fine matrix may have more or fewer rows than the base's. Rows beyond the
  * base are kept exactly; the others are absent when equal; exact rows when those cost no more bits
  * than planes would; else planes, or the whole matrix with embed_dense. */
@@ -45,6 +50,8 @@ err_t diff_write_vocab(struct tenant_writer *w, const char *part, struct rows ba
 err_t diff_write_norms(struct tenant_writer *w, const struct model_shape *s, const float *base,
                        const float *fine, struct report_row *report, struct why *why);
 
+/* Adds to the report how far two matrices are apart, as diff_write_part does. */
+err_t diff_measure(struct rows base, struct rows fine, struct report_row *report, struct why *why);
 /* Planes as tensors of a part. */
 err_t diff_write_planes(struct tenant_writer *w, const char *part, const struct planes *p,
                         struct why *why);

@@ -9,6 +9,7 @@
 #include <unistd.h>
 
 #include "compress/evaluate.h"
+#include "compress/fine_tune.h"
 #include "compress/job.h"
 #include "compress/llama_tenant.h"
 
@@ -17,7 +18,7 @@ static const char *const who_names[N_WHO] = {"base", "tenant", "fine_tune"};
 
 struct eval {
     struct job_base base;
-    struct checkpoint fine_files;
+    struct fine_tune fine_files;
     struct tenant_file file;
     struct gemm gemm;
     struct llama model[N_WHO]; /* matrix NULL: not at hand */
@@ -46,8 +47,8 @@ static err_t open_models(struct eval *v, const struct args *a, struct why *why) 
     e = e ? e
           : llama_of_tenant(&v->model[WHO_TENANT], &v->gemm, &v->model[WHO_BASE], &v->file, why);
     if (!e && fine) {
-        e = checkpoint_open(&v->fine_files, fine, why);
-        e = e ? e : llama_load(&v->model[WHO_FINE], &v->fine_files, why);
+        e = fine_tune_open(&v->fine_files, fine, &v->base.checkpoint, why);
+        e = e ? e : llama_load(&v->model[WHO_FINE], &v->fine_files.checkpoint, why);
         if (!e && v->model[WHO_FINE].config.shape.vocab != v->model[WHO_TENANT].config.shape.vocab)
             e = why_set(why, E_INVAL,
                         "%s has %d vocabulary rows, the tenant %d: they do not belong "
@@ -168,7 +169,7 @@ static void print_json(const struct eval *v) {
 }
 
 static err_t run(const struct args *a, struct why *why) {
-    struct eval v = {0};
+    struct eval v = {.fine_files = {.adapter = {.fd = -1}}};
     err_t e = open_models(&v, a, why);
     e = e ? e : read_questions(&v, a, why);
     e = e ? e : judge(&v, why);
@@ -182,7 +183,7 @@ static err_t run(const struct args *a, struct why *why) {
     for (int i = 0; i < N_WHO; i++)
         llama_free(&v.model[i]);
     tenant_file_free(&v.file);
-    checkpoint_close(&v.fine_files);
+    fine_tune_close(&v.fine_files);
     gemm_close(&v.gemm);
     job_base_close(&v.base);
     return e;

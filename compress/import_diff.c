@@ -100,7 +100,7 @@ static err_t import_part(struct import *m, int32_t i, struct why *why) {
     if (!e) {
         char tensor[160];
         snprintf(tensor, sizeof tensor, "%s.weight", name);
-        struct checkpoint_rows base = {&m->base.checkpoint, tensor};
+        struct checkpoint_rows base = {.c = &m->base.checkpoint, .name = tensor};
         e = diff_energy(rows_of_checkpoint(&base, part_rows(s, part), part_cols(s, part)),
                         &report->base, why);
     }
@@ -165,7 +165,7 @@ static err_t import_vocab(struct import *m, const char *part, const char *tensor
                        tensor, m->vocab, s->dim);
     size_t n = (size_t)m->vocab * (size_t)s->dim;
     float *x = malloc(n * sizeof *x);
-    struct checkpoint_rows base = {&m->base.checkpoint, base_tensor};
+    struct checkpoint_rows base = {.c = &m->base.checkpoint, .name = base_tensor};
     struct memory_rows memory = {x, s->dim};
     struct rows base_rows = rows_of_checkpoint(&base, s->vocab, s->dim);
     struct rows fine = {.read = read_memory, .arg = &memory, .n = m->vocab, .k = s->dim};

@@ -13,17 +13,20 @@
 
 enum { MAX_DEPTH = 32, MAX_VALUES = 1 << 20 };
 
+err_t job_base_hash(struct job_base *b, struct why *why) {
+    struct progress p;
+    unsigned char digest[SHA256_BYTES] = {0};
+    progress_begin(&p, "hash base");
+    err_t e = checkpoint_fingerprint(&b->checkpoint, digest, progress_show, &p, why);
+    progress_end(&p);
+    sha256_hex(digest, b->fingerprint);
+    return e;
+}
+
 err_t job_base_open(struct job_base *b, const char *dir, struct why *why) {
     memset(b, 0, sizeof *b);
     err_t e = checkpoint_open(&b->checkpoint, dir, why);
-    if (e)
-        return e;
-    struct progress p;
-    unsigned char digest[SHA256_BYTES];
-    progress_begin(&p, "hash base");
-    e = checkpoint_fingerprint(&b->checkpoint, digest, progress_show, &p, why);
-    progress_end(&p);
-    sha256_hex(digest, b->fingerprint);
+    e = e ? e : job_base_hash(b, why);
     if (e)
         job_base_close(b);
     return e;

@@ -12,8 +12,10 @@ struct job_base {
     char fingerprint[SHA256_HEX];
 };
 
-/* Opens the folder and hashes it, with a progress bar. */
+/* Opens the folder and hashes it. */
 err_t job_base_open(struct job_base *b, const char *dir, struct why *why);
+/* Hashes a base whose checkpoint is open, with a progress bar. */
+err_t job_base_hash(struct job_base *b, struct why *why);
 void job_base_close(struct job_base *b);
 /* All norms of a checkpoint, [2L + 1, D] in FP32; given to the caller (free). */
 err_t job_norms(const struct checkpoint *c, float **out, struct why *why);

@@ -47,6 +47,13 @@ err_t model_config_generation(struct model_config *c, const json_t *root, const 
 err_t model_config_same_shape(const struct model_config *a, const struct model_config *base,
                               const char *label, struct why *why);
 
+/* Where FP32 weights come from in place of the files: elements [first, first + n) of a tensor. */
+struct checkpoint_overlay {
+    err_t (*read)(void *arg, const char *name, float *dst, uint64_t first, size_t n,
+                  struct why *why);
+    void *arg;
+};
+
 struct checkpoint {
     char *dir; /* owned */
     struct model_config config;
@@ -55,6 +62,7 @@ struct checkpoint {
     int *fd;               /* [n_files] owned */
     char *config_json;     /* config.json's text; owned */
     char *generation_json; /* generation_config.json's text, "{}" when there is none; owned */
+    struct checkpoint_overlay overlay; /* read NULL: none. The tool merges adapters with it */
 };
 
 /* Opens the folder and every shard that its index names (or model.safetensors), and checks that
