@@ -89,11 +89,9 @@ __device__ __forceinline__ void lane_copy(uint32_t shared, const void *global, u
 __device__ __forceinline__ void lane_copy(uint32_t shared, const void *global) {
     asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(shared), "l"(global) : "memory");
 }
-/* Only the first `bytes` (0 to 16) are read, zeros fill the rest. */
-__device__ __forceinline__ void lane_copy_part(uint32_t shared, const void *global,
-                                               uint32_t bytes) {
-    asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(shared), "l"(global),
-                 "r"(bytes)
+/* Copies two bytes at once: no group, seen by other lanes after __syncwarp. */
+__device__ __forceinline__ void half_copy(uint32_t shared, const void *global) {
+    asm volatile("st.shared.u16 [%0], %1;" ::"r"(shared), "h"(*(const unsigned short *)global)
                  : "memory");
 }
 __device__ __forceinline__ void lane_copy_commit() {

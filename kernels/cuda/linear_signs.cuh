@@ -151,12 +151,16 @@ __device__ __forceinline__ void copy_shift(struct ahead &h, uint32_t to, bool ti
     }
 }
 
-/* In a slot of a pair: B as it stands, and at the place of the bit planes u, 128 bytes a row. */
+/* In a slot of a pair: B as it stands, and at the place of the bit planes u, 128 bytes a row. The
+ * end of B, where 16 does not divide its bytes, is read by halves: nothing past it is. */
 __device__ __forceinline__ void copy_pair(const struct ahead &h, uint32_t to, bool b, bool u) {
-    int lane = threadIdx.x % 32;
-    if (b)
-        for (int at = lane * 16; at < h.pair_bytes; at += 512)
-            lane_copy_part(to + at, h.tiles + at, (uint32_t)min(16, h.pair_bytes - at));
+    int lane = threadIdx.x % 32, whole = h.pair_bytes / 16 * 16;
+    if (b) {
+        for (int at = lane * 16; at < whole; at += 512)
+            lane_copy(to + at, h.tiles + at);
+        if (lane < (h.pair_bytes - whole) / 2)
+            half_copy(to + whole + lane * 2, h.tiles + whole + lane * 2);
+    }
     if (u && lane / 8 < h.n_rows && lane % 8 * 4 < h.rank)
         lane_copy(to + STEP_U + lane * 16, h.planes);
 }

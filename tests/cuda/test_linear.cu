@@ -5,7 +5,7 @@
  *   the kernel for other devices gives the same bits;
  *   a dense part has the bits that the same matrix has as a base;
  *   nothing outside the outputs is written, every output is, and a second run gives the same bits;
- *   each row alone, and all rows in another order, give the same bits.
+ *   each row alone, all rows in another order, and a small grid give the same bits.
  * Without a device it prints why and succeeds. `test_linear quick [NAMEPART]` runs the small cases
  * only, or some of them (for the sanitizers). */
 #include <algorithm>
@@ -598,6 +598,11 @@ static void run_case(const linear_case &c) {
                 fail(c.name, "the widest launch gives other bits", 1, 0);
             free_step(wide);
         }
+        s.args.n_thread_blocks = 3; /* more tiles a block: every ring goes round */
+        std::vector<float> few = run(f, s, f.base, false, n);
+        s.args.n_thread_blocks = multiprocessors();
+        if (memcmp(few.data(), all.data(), few.size() * 4))
+            fail(c.name, "three blocks give other bits", 1, 0);
         for (int r = 0; r < n; r += 1 + n / 9)
             check_company(f, all, s, {r}, 1, "a row alone has other bits");
         std::vector<int> reversed(order.rbegin(), order.rend()), odd;
