@@ -1,5 +1,6 @@
 #include "engine/checkpoint.h"
 
+#include <dirent.h>
 #include <errno.h>
 #include <fcntl.h>
 #include <math.h>
@@ -68,6 +69,12 @@ static bool expected_tensor(const struct model_config *c, int32_t i, char *name,
     *rows = s->vocab;
     *cols = s->dim;
     return true;
+}
+
+/* The name as the files have it: a model saved without its head has no "model." before its names.
+ */
+static const char *stored_name(const struct checkpoint *c, const char *name) {
+    return c->bare && strncmp(name, "model.", 6) == 0 ? name + 6 : name;
 }
 
 static bool ends_with(const char *s, const char *end) {
@@ -189,6 +196,44 @@ static err_t open_indexed(struct checkpoint *c, const json_t *map, struct why *w
     return e;
 }
 
+static int by_name(const void *a, const void *b) {
+    return strcmp(*(char *const *)a, *(char *const *)b);
+}
+
+/* A folder without the usual names: every .safetensors file in it, in the order of their names. */
+static err_t open_folder(struct checkpoint *c, struct why *why) {
+    char **name = NULL;
+    size_t n = 0;
+    err_t e = E_OK;
+    DIR *d = opendir(c->dir);
+    for (struct dirent *entry; d && !e && (entry = readdir(d));) {
+        if (!ends_with(entry->d_name, ".safetensors") || entry->d_name[0] == '.')
+            continue;
+        char **more = realloc(name, (n + 1) * sizeof *name);
+        name = more ? more : name;
+        if (!more || !(name[n] = strdup(entry->d_name)))
+            e = why_set(why, E_NOMEM, "%s: not enough memory", c->dir);
+        else if (++n > MAX_SHARDS)
+            e = why_set(why, E_FORMAT, "%s: holds more than %d files", c->dir, MAX_SHARDS);
+    }
+    if (d)
+        closedir(d);
+    if (!e && !n)
+        e = why_set(why, E_IO,
+                    "%s: has neither model.safetensors nor model.safetensors.index.json (other "
+                    "weight formats must be converted to safetensors first)",
+                    c->dir);
+    if (n)
+        qsort(name, n, sizeof *name, by_name);
+    e = e ? e : make_room(c, n, why);
+    for (size_t i = 0; i < n; i++) {
+        e = e ? e : open_shard(c, name[i], why);
+        free(name[i]);
+    }
+    free(name);
+    return e;
+}
+
 static err_t open_files(struct checkpoint *c, struct why *why) {
     char *single = path_in(c->dir, "model.safetensors");
     if (!single)
@@ -203,10 +248,7 @@ static err_t open_files(struct checkpoint *c, struct why *why) {
     size_t n;
     err_t e = read_text(c->dir, "model.safetensors.index.json", MAX_INDEX, &text, &n, why);
     if (e == E_IO && errno == ENOENT)
-        return why_set(why, E_IO,
-                       "%s: has neither model.safetensors nor model.safetensors.index.json (other "
-                       "weight formats must be converted to safetensors first)",
-                       c->dir);
+        return open_folder(c, why);
     if (e)
         return e;
     json_t *root = NULL;
@@ -282,7 +324,11 @@ static err_t check_tensors(const struct checkpoint *c, struct why *why) {
                 is_inv_freq(found) || (c->config.tied && strcmp(found, "lm_head.weight") == 0);
             for (int32_t k = 0;
                  !known && expected_tensor(&c->config, k, name, sizeof name, &rows, &cols); k++)
-                known = strcmp(found, name) == 0;
+                known = strcmp(found, stored_name(c, name)) == 0;
+            if (!known && ends_with(found, ".bias"))
+                return why_set(why, E_UNSUPPORTED,
+                               "%s: tensor %s is a bias; layers with biases are not supported",
+                               c->file[i].label, found);
             if (!known)
                 return why_set(why, E_UNSUPPORTED,
                                "%s: tensor %s does not belong to the model that config.json "
@@ -301,8 +347,11 @@ err_t checkpoint_open(struct checkpoint *c, const char *dir, struct why *why) {
     err_t e = read_configs(c, why);
     if (!e)
         e = open_files(c, why);
-    if (!e)
+    if (!e) {
+        c->bare = !checkpoint_find(c, "model.embed_tokens.weight", NULL) &&
+                  checkpoint_find(c, "embed_tokens.weight", NULL);
         e = check_tensors(c, why);
+    }
     if (e)
         checkpoint_close(c);
     return e;
@@ -325,6 +374,8 @@ const struct st_tensor *checkpoint_find(const struct checkpoint *c, const char *
                                         const struct st_file **file) {
     for (int32_t i = 0; i < c->n_files; i++) {
         const struct st_tensor *t = st_find(&c->file[i], name);
+        if (!t)
+            t = st_find(&c->file[i], stored_name(c, name));
         if (t) {
             if (file)
                 *file = &c->file[i];

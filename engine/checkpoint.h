@@ -60,12 +60,14 @@ struct checkpoint {
     int32_t n_files;
     struct st_file *file;  /* [n_files] owned */
     int *fd;               /* [n_files] owned */
+    bool bare;             /* the files' names lack "model.": saved without lm_head's wrapper */
     char *config_json;     /* config.json's text; owned */
     char *generation_json; /* generation_config.json's text, "{}" when there is none; owned */
     struct checkpoint_overlay overlay; /* read NULL: none. The tool merges adapters with it */
 };
 
-/* Opens the folder and every shard that its index names (or model.safetensors), and checks that
+/* Opens the folder and every shard that its index names (or model.safetensors, or with neither
+ * every .safetensors file), and checks that
  * exactly the tensors of the config are there, with their shapes (rotary_emb.inv_freq is tolerated;
  * lm_head may be absent when tied). Errors name file, tensor, what is wrong, what would be right.
  */

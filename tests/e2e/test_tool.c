@@ -198,6 +198,36 @@ TEST(tool_follows_tied_embeddings_on_either_side) {
     }
 }
 
+TEST(tool_takes_a_fine_tune_with_fewer_tokens_and_other_names) {
+    float amount = 0.01f;
+    places();
+    make_model(base, (struct make_model){.dtype = ST_BF16});
+    make_model(fine, (struct make_model){.dtype = ST_F32,
+                                         .vocab = 45,
+                                         .bare = true,
+                                         .file = "weights.safetensors",
+                                         .extra_config = ",\"rope_theta\":500000.0",
+                                         .change = tune,
+                                         .arg = &amount});
+    for (int dense = 0; dense < 2; dense++) {
+        struct tenant_file t;
+        TOOL_OK("compress --instant --bits 8 --base %s --finetuned %s -o %s %s", base, fine, out,
+                dense ? "--embed dense" : "");
+        TOOL_OK("verify --base %s %s", base, out);
+        read_out(&t);
+        CHECK_EQ(t.meta.config.shape.vocab, 45);
+        CHECK_NEAR(t.meta.config.rope.theta, 500000, 0, 0);
+        tenant_file_free(&t);
+        TOOL_OK("export --base %s --tenant %s -o %s", base, out, merged);
+        float *x = load(fine, "lm_head.weight", 45 * 40),
+              *y = load(merged, "lm_head.weight", 45 * 40);
+        for (int i = 0; i < 45 * 40; i++)
+            CHECK_NEAR(x[i], y[i], dense ? 1e-7 : 3e-3, 0x1p-11);
+        free(x);
+        free(y);
+    }
+}
+
 TEST(tool_refuses_pairs_that_do_not_belong_together) {
     places();
     make_model(base, (struct make_model){0});

@@ -54,7 +54,7 @@ static void write_weights(const char *dir, const struct make_model *m,
     char path[512], name[128];
     struct why why;
     struct st_writer *w;
-    snprintf(path, sizeof path, "%s/model.safetensors", dir);
+    snprintf(path, sizeof path, "%s/%s", dir, m->file ? m->file : "model.safetensors");
     CHECK_OK(st_writer_open(&w, path, &why), why);
     st_writer_meta(w, "format", "pt");
     for (int pass = 0; pass < 2; pass++) { /* declare, then write */
@@ -80,7 +80,8 @@ static void write_weights(const char *dir, const struct make_model *m,
                 continue;
             size_t n = (size_t)dim[0] * (n_dims == 2 ? (size_t)dim[1] : 1);
             if (pass == 0)
-                st_writer_tensor(w, name, m->dtype, n_dims, dim);
+                st_writer_tensor(w, m->bare && !strncmp(name, "model.", 6) ? name + 6 : name,
+                                 m->dtype, n_dims, dim);
             else
                 emit(w, m, name, n, &seed, n_dims == 1);
         }

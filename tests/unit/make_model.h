@@ -15,6 +15,8 @@ struct make_model {
     void (*change)(const char *name, float *x, size_t n, void *arg);
     void *arg;
     const char *leave_out, *add; /* a tensor's name, or NULL */
+    bool bare;                   /* names without "model.", as a model without its head is saved */
+    const char *file;            /* NULL: model.safetensors */
 };
 
 /* Writes config.json, generation_config.json and model.safetensors into `dir`, which is made. */

@@ -136,7 +136,7 @@ TEST(checkpoint_wants_exactly_the_tensors_of_its_config) {
     CHECK_HAS(why.text, "model.norm.weight is missing");
     make_model(test_tmp(), (struct make_model){.add = "model.layers.0.self_attn.q_proj.bias"});
     CHECK(checkpoint_open(&c, test_tmp(), &why));
-    CHECK_HAS(why.text, "model.layers.0.self_attn.q_proj.bias does not belong");
+    CHECK_HAS(why.text, "model.layers.0.self_attn.q_proj.bias is a bias");
     make_model(test_tmp(), (struct make_model){.add = "model.rotary_emb.inv_freq"});
     CHECK_OK(checkpoint_open(&c, test_tmp(), &why), why);
     checkpoint_close(&c);
@@ -159,6 +159,67 @@ TEST(checkpoint_wants_exactly_the_tensors_of_its_config) {
 static void poison(const char *name, float *x, size_t n, void *arg) {
     if (strcmp(name, "lm_head.weight") == 0)
         x[n - 5] = *(float *)arg;
+}
+
+static void read_all(const char *dir, float *out, bool tied) {
+    struct checkpoint c;
+    struct why why;
+    CHECK_OK(checkpoint_open(&c, dir, &why), why);
+    CHECK_OK(checkpoint_read_f32(&c, "model.embed_tokens.weight", out, 48 * 40, &why), why);
+    CHECK_OK(checkpoint_read_f32(&c, "model.layers.1.mlp.down_proj.weight", out + 48 * 40, 40 * 72,
+                                 &why),
+             why);
+    CHECK_EQ(checkpoint_find(&c, "lm_head.weight", NULL) == NULL, tied);
+    checkpoint_close(&c);
+}
+
+TEST(checkpoint_names_and_files_may_be_those_of_other_writers) {
+    static float want[48 * 40 + 40 * 72], got[48 * 40 + 40 * 72];
+    for (int tied = 0; tied < 2; tied++) {
+        char usual[300], other[300], named[300];
+        snprintf(usual, sizeof usual, "%s/usual%d", test_tmp(), tied);
+        snprintf(other, sizeof other, "%s/other%d", test_tmp(), tied);
+        snprintf(named, sizeof named, "%s/named%d", test_tmp(), tied);
+        make_model(usual, (struct make_model){.tied = tied});
+        make_model(other, (struct make_model){.tied = tied, .bare = true});
+        make_model(named, (struct make_model){.tied = tied, .file = "weights-1.safetensors"});
+        read_all(usual, want, tied);
+        read_all(other, got, tied);
+        CHECK_EQ(memcmp(want, got, sizeof want), 0);
+        read_all(named, got, tied);
+        CHECK_EQ(memcmp(want, got, sizeof want), 0);
+    }
+    struct checkpoint c;
+    struct why why;
+    char dir[300];
+    snprintf(dir, sizeof dir, "%s/headless", test_tmp());
+    make_model(dir, (struct make_model){.bare = true, .leave_out = "lm_head.weight"});
+    CHECK_EQ(checkpoint_open(&c, dir, &why), E_FORMAT);
+    CHECK_HAS(why.text, "lm_head.weight is missing");
+    make_model(dir, (struct make_model){.add = "model.layers.0.self_attn.q_proj.bias"});
+    CHECK_EQ(checkpoint_open(&c, dir, &why), E_UNSUPPORTED);
+    CHECK_HAS(why.text, "is a bias");
+}
+
+TEST(checkpoint_shards_do_not_need_an_index) {
+    static const char *const files[] = {"config.json", "model-00001-of-00002.safetensors",
+                                        "model-00002-of-00002.safetensors"};
+    struct checkpoint c[2];
+    struct why why;
+    unsigned char digest[2][SHA256_BYTES];
+    for (int i = 0; i < 3; i++) {
+        char from[300], to[300];
+        snprintf(from, sizeof from, "base/%s", files[i]);
+        snprintf(to, sizeof to, "%s/%s", test_tmp(), files[i]);
+        make_copy(test_model(from), to);
+    }
+    CHECK_OK(checkpoint_open(&c[0], test_model("base"), &why), why);
+    CHECK_OK(checkpoint_open(&c[1], test_tmp(), &why), why);
+    for (int i = 0; i < 2; i++) {
+        CHECK_OK(checkpoint_fingerprint(&c[i], digest[i], NULL, NULL, &why), why);
+        checkpoint_close(&c[i]);
+    }
+    CHECK_EQ(memcmp(digest[0], digest[1], SHA256_BYTES), 0);
 }
 
 TEST(checkpoint_refuses_values_that_fp16_cannot_hold) {
