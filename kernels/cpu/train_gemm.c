@@ -1,0 +1,113 @@
+/* Blocked FP32 matrix product: blocks of C are the pool's tasks; A and B are copied into panels
+ * that a register tile reads in order. Flops 2 m n k; packing moves each element of A and B once
+ * per block of C. Results do not depend on the number of threads: a task computes its own block
+ * alone, and sums run over k in one fixed order. */
+#include <string.h>
+
+#include "kernels/cpu/train_cpu.h"
+
+enum { MAX_MR = 12, MAX_NR = 32 };
+
+struct job {
+    const struct train_cpu *cpu;
+    int32_t m, n, k, mc, nc, n_cols; /* n_cols: blocks along n */
+    struct train_mat a, b;
+    float *c;
+    size_t ldc;
+    bool add;
+};
+
+/* out [mr, nr] into rows x cols of C. */
+static void put_tile(const float *out, int32_t nr, int32_t rows, int32_t cols, float *c, size_t ldc,
+                     bool add) {
+    for (int32_t r = 0; r < rows; r++, c += ldc, out += nr) {
+        if (add)
+            for (int32_t q = 0; q < cols; q++)
+                c[q] += out[q];
+        else
+            memcpy(c, out, (size_t)cols * sizeof *c);
+    }
+}
+
+/* One block of C, m <= MC, n <= NC. */
+static void block(const struct job *j, float *panels, int32_t m, int32_t n, struct train_mat a,
+                  struct train_mat b, float *c) {
+    const struct train_isa *isa = j->cpu->isa;
+    float *pa = panels, *pb = panels + (size_t)(TRAIN_MC + 16) * TRAIN_KC;
+    float out[MAX_MR * MAX_NR];
+    for (int32_t k0 = 0; k0 < j->k; k0 += TRAIN_KC) {
+        int32_t kc = j->k - k0 < TRAIN_KC ? j->k - k0 : TRAIN_KC;
+        struct train_mat ak = {a.p + (size_t)k0 * a.col, a.row, a.col};
+        struct train_mat bk = {b.p + (size_t)k0 * b.row, b.col, b.row}; /* its rows: B's columns */
+        isa->pack(ak, m, kc, isa->mr, pa);
+        isa->pack(bk, n, kc, isa->nr, pb);
+        for (int32_t q = 0; q < n; q += isa->nr)
+            for (int32_t i = 0; i < m; i += isa->mr) {
+                isa->tile(kc, pa + (size_t)i * (size_t)kc, pb + (size_t)q * (size_t)kc, out);
+                put_tile(out, isa->nr, m - i < isa->mr ? m - i : isa->mr,
+                         n - q < isa->nr ? n - q : isa->nr, c + (size_t)i * j->ldc + q, j->ldc,
+                         j->add || k0 > 0);
+            }
+    }
+}
+
+static void job_block(void *arg, int32_t task, int32_t thread) {
+    const struct job *j = arg;
+    int32_t i0 = task / j->n_cols * j->mc, j0 = task % j->n_cols * j->nc;
+    int32_t m = j->m - i0 < j->mc ? j->m - i0 : j->mc, n = j->n - j0 < j->nc ? j->n - j0 : j->nc;
+    struct train_mat a = {j->a.p + (size_t)i0 * j->a.row, j->a.row, j->a.col};
+    struct train_mat b = {j->b.p + (size_t)j0 * j->b.col, j->b.row, j->b.col};
+    block(j, j->cpu->panels[thread], m, n, a, b, j->c + (size_t)i0 * j->ldc + j0);
+}
+
+static int32_t blocks(int32_t n, int32_t step) {
+    return (n + step - 1) / step;
+}
+
+static struct job plan(const struct train_cpu *cpu, int32_t m, int32_t n, int32_t k,
+                       struct train_mat a, struct train_mat b, float *c, size_t ldc, bool add) {
+    return (struct job){cpu, m, n, k, TRAIN_MC, TRAIN_NC, blocks(n, TRAIN_NC), a, b, c, ldc, add};
+}
+
+void train_cpu_gemm(struct train *t, int32_t m, int32_t n, int32_t k, struct train_mat a,
+                    struct train_mat b, float *c, size_t ldc, bool add) {
+    const struct train_cpu *cpu = train_cpu(t);
+    struct job j = plan(cpu, m, n, k, a, b, c, ldc, add);
+    /* Two blocks a thread at least, so that the last one does not keep the others waiting. */
+    while (blocks(m, j.mc) * blocks(n, j.nc) < 2 * pool_threads(cpu->pool) &&
+           (j.mc > 48 || j.nc > 64)) {
+        if (j.nc > 64 && (j.nc >= 2 * j.mc || j.mc <= 48))
+            j.nc /= 2;
+        else
+            j.mc = (j.mc / 2 + 11) / 12 * 12;
+    }
+    j.n_cols = blocks(n, j.nc);
+    pool_run(cpu->pool, job_block, &j, blocks(m, j.mc) * j.n_cols);
+}
+
+void train_cpu_gemm_one(const struct train_cpu *cpu, int32_t thread, int32_t m, int32_t n,
+                        int32_t k, struct train_mat a, struct train_mat b, float *c, size_t ldc,
+                        bool add) {
+    struct job j = plan(cpu, m, n, k, a, b, c, ldc, add);
+    for (int32_t task = 0; task < blocks(m, TRAIN_MC) * j.n_cols; task++)
+        job_block(&j, task, thread);
+}
+
+void train_cpu_product(struct train *t, int32_t rows, const float *x, const struct train_weights *w,
+                       float *y, bool add) {
+    size_t k = (size_t)w->k;
+    train_cpu_gemm(t, rows, w->n, w->k, train_mat(x, k), train_mat_t(w->w, k), y, (size_t)w->n,
+                   add);
+}
+
+void train_cpu_product_dx(struct train *t, int32_t rows, const float *dy,
+                          const struct train_weights *w, float *dx, bool add) {
+    size_t n = (size_t)w->n, k = (size_t)w->k;
+    train_cpu_gemm(t, rows, w->k, w->n, train_mat(dy, n), train_mat(w->w, k), dx, k, add);
+}
+
+void train_cpu_product_dw(struct train *t, int32_t rows, const float *dy, int32_t n, const float *x,
+                          int32_t k, float *dw) {
+    train_cpu_gemm(t, n, k, rows, train_mat_t(dy, (size_t)n), train_mat(x, (size_t)k), dw,
+                   (size_t)k, false);
+}
