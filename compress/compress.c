@@ -4,6 +4,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "compress/contender.h"
 #include "compress/diff.h"
 #include "compress/fine_tune.h"
 #include "compress/fitted.h"
@@ -19,6 +20,8 @@ struct compress {
     bool instant;                 /* from the weights alone, a matrix in memory at a time */
     struct diff_options options;  /* of instant */
     struct fitted_options fitted; /* otherwise */
+    enum contender contender;     /* a method to compare with, in place of both */
+    double contender_bits;        /* that its linears take */
     struct report report;
     struct tenant_writer *w;
 };
@@ -49,7 +52,8 @@ static err_t parse_fitted(struct fitted_options *o, const struct args *a, struct
     int32_t seed;
     o->published = method && strcmp(method, "bitdelta") == 0;
     if (method && !o->published && strcmp(method, "fit") != 0)
-        return why_set(why, E_USAGE, "--method must be fit or bitdelta, not \"%.32s\"", method);
+        return why_set(why, E_USAGE,
+                       "--method must be fit, bitdelta, svd or delta-come, not \"%.32s\"", method);
     if (arg(a, "--scale"))
         return why_set(why, E_USAGE,
                        "--scale goes with --instant: fitted scales are of rows and "
@@ -66,8 +70,26 @@ static err_t parse_fitted(struct fitted_options *o, const struct args *a, struct
     return e;
 }
 
+static err_t parse_contender(const struct args *a, struct why *why) {
+    static const char *const none[] = {"--instant", "--calibration", "--steps",
+                                       "--scale",   "--embed",       "--embed-bits"};
+    for (size_t i = 0; i < sizeof none / sizeof *none; i++)
+        if (arg(a, none[i]))
+            return why_set(why, E_USAGE,
+                           "--method %s takes nothing but the weights and --bits: leave out %s",
+                           arg(a, "--method"), none[i]);
+    return E_OK;
+}
+
 static err_t parse_options(struct compress *j, const struct args *a, struct why *why) {
-    const char *embed = arg(a, "--embed");
+    const char *embed = arg(a, "--embed"), *method = arg(a, "--method");
+    j->contender = method ? contender_of(method) : CONTENDER_NONE;
+    if (j->contender) {
+        j->options.embed_dense = true;
+        err_t bad = parse_contender(a, why);
+        return bad ? bad
+                   : arg_double(a, "--bits", 1, MAX_PLANES, default_bits, &j->fitted.bits, why);
+    }
     j->instant = arg(a, "--instant") != NULL;
     j->options.embed_dense = j->fitted.dense_vocab = embed && strcmp(embed, "dense") == 0;
     if (embed && !j->options.embed_dense && strcmp(embed, "planes") != 0)
@@ -91,9 +113,11 @@ static err_t write_linears(struct compress *j, struct why *why) {
         struct checkpoint_rows base = {.c = &j->base.checkpoint, .name = tensor},
                                fine = {.c = &j->fine.checkpoint, .name = tensor};
         int32_t n = part_rows(s, part), k = part_cols(s, part);
-        e = diff_write_part(j->w, name, rows_of_checkpoint(&base, n, k),
-                            rows_of_checkpoint(&fine, n, k), &j->options, &j->report.row[part],
-                            why);
+        struct rows from = rows_of_checkpoint(&base, n, k), to = rows_of_checkpoint(&fine, n, k);
+        struct report_row *row = &j->report.row[part];
+        e = j->contender ? contender_write_part(j->contender, j->fitted.bits, j->w, name, from, to,
+                                                row, &j->contender_bits, why)
+                         : diff_write_part(j->w, name, from, to, &j->options, row, why);
         progress_show(&p, (uint64_t)i + 1, (uint64_t)(s->n_layers * N_PARTS));
     }
     progress_end(&p);
@@ -135,8 +159,13 @@ static err_t write_rest(struct compress *j, struct why *why) {
 }
 
 static json_t *made_of(const struct compress *j, const char *fine) {
-    const char *method = j->instant ? "mean" : j->fitted.published ? "bitdelta" : "fit";
-    const char *scale = j->instant            ? j->options.per_row ? "row" : "matrix"
+    const char *method = j->contender == CONTENDER_SVD          ? "svd"
+                         : j->contender == CONTENDER_DELTA_COME ? "delta-come"
+                         : j->instant                           ? "mean"
+                         : j->fitted.published                  ? "bitdelta"
+                                                                : "fit";
+    const char *scale = j->contender          ? "none"
+                        : j->instant          ? j->options.per_row ? "row" : "matrix"
                         : j->fitted.published ? "matrix"
                                               : "row x column";
     int embed = j->instant ? j->options.embed_planes : j->fitted.vocab_planes;
@@ -146,6 +175,16 @@ static json_t *made_of(const struct compress *j, const char *fine) {
     return json_pack("{s:s, s:s, s:s, s:s, s:s, s:f, s:i}", "tool", "bitdelta compress", "version",
                      options_version(), "method", method, "source", job_name_of(fine), "scale",
                      scale, "bits", bits, "embed_bits", embed);
+}
+
+/* What the linears take by the method's own way to store them, whatever the file has. */
+static void note_contender(const struct compress *j, json_t *made) {
+    double weights = 0;
+    for (int p = 0; p < N_PARTS; p++)
+        weights += j->report.row[p].weights;
+    json_object_set_new(made, "bits_taken", json_real(j->contender_bits / weights));
+    fprintf(stderr, "The linears take %.3f bits a weight by this method.\n",
+            j->contender_bits / weights);
 }
 
 static err_t run(const struct args *a, struct why *why) {
@@ -168,13 +207,15 @@ static err_t run(const struct args *a, struct why *why) {
         e = why_set(why, E_NOMEM, "not enough memory");
     if (!e)
         e = tenant_writer_open(&j.w, path, why);
-    if (!e && !j.instant)
+    if (!e && !j.instant && !j.contender)
         e = fitted_write(&j.base, &j.fine.checkpoint, &j.fitted, j.w, &j.report, made, &quality,
                          why);
-    if (!e && j.instant)
+    if (!e && (j.instant || j.contender))
         e = write_linears(&j, why);
-    if (!e && j.instant)
+    if (!e && (j.instant || j.contender))
         e = write_rest(&j, why);
+    if (!e && j.contender)
+        note_contender(&j, made);
     if (!e) {
         e = job_finish(&j.base, j.w, path, &texts, made, quality, &j.report, arg(a, "--json"), why);
         j.w = NULL;
@@ -206,7 +247,10 @@ const struct command command_compress = {
         "The embedding and lm_head are left out where equal to the base; rows beyond the base's\n"
         "vocabulary, and few changed rows, are kept exactly; otherwise they become planes.\n"
         "Norms, config, added tokens, chat template and generation defaults are the\n"
-        "fine-tune's own. The finished file is read back.\n",
+        "fine-tune's own. The finished file is read back.\n\n"
+        "For comparison there are --method bitdelta, svd (the nearest matrices of a rank, without\n"
+        "fitting) and delta-come (singular vectors at 8, 3 and 2 bits; kept as whole matrices, so\n"
+        "the file is large: the bits that it would take packed are printed).\n",
     .option = {{"--base", "DIR", true, "the base model"},
                {"--finetuned", "DIR", true, "the fine-tune of that base, or a PEFT adapter"},
                {"--output", "FILE", true, "the tenant file to write"},
@@ -218,8 +262,8 @@ const struct command command_compress = {
                 "text to answer like the fine-tune (documents apart by lines \"<|doc|>\")"},
                {"--steps", "N", false, "steps of fitting (default 400; 0: none)"},
                {"--seed", "N", false, "of the sampled text (default 1)"},
-               {"--method", "fit|bitdelta", false,
-                "fit (default), or as BitDelta was published: a scale per matrix, distilled"},
+               {"--method", "NAME", false,
+                "fit (default), or to compare: bitdelta (as published), svd, delta-come"},
                {"--scale", "row|matrix", false,
                 "with --instant: one scale per row (default) or per matrix"},
                {"--embed", "planes|dense", false,
