@@ -16,6 +16,23 @@ static const struct option *find(const struct option *table, const char *name, s
     return NULL;
 }
 
+static bool takes_many(const struct option *o) {
+    size_t n = o->value ? strlen(o->value) : 0;
+    return n > 3 && strcmp(o->value + n - 3, "...") == 0;
+}
+
+/* The words of an option of many, `first` and those behind it up to the next option. */
+static err_t take_words(struct args *a, const struct option *o, const char *first, int argc,
+                        char **argv, int *i, struct why *why) {
+    for (const char *word = first; word;) {
+        if (a->n_many == MAX_MANY)
+            return why_set(why, E_USAGE, "%s takes at most %d", o->name, MAX_MANY);
+        a->many[a->n_many++] = word;
+        word = *i + 1 < argc && argv[*i + 1][0] != '-' ? argv[++*i] : NULL;
+    }
+    return E_OK;
+}
+
 /* One option at argv[*i], with its value in the same word (--x=v) or in the next. */
 static err_t parse_option(struct args *a, const struct command *c, int argc, char **argv, int *i,
                           struct why *why) {
@@ -26,7 +43,7 @@ static err_t parse_option(struct args *a, const struct command *c, int argc, cha
     if (!o)
         return why_set(why, E_USAGE, "%s has no option %.64s", c->name, word);
     const char **to = &a->value[o - c->option];
-    if (*to)
+    if (*to && !takes_many(o))
         return why_set(why, E_USAGE, "%s is given twice", o->name);
     if (!o->value) {
         if (equals)
@@ -37,7 +54,7 @@ static err_t parse_option(struct args *a, const struct command *c, int argc, cha
     *to = equals ? equals + 1 : *i + 1 < argc ? argv[++*i] : NULL;
     if (!*to || !**to)
         return why_set(why, E_USAGE, "%s needs a value: %s", o->name, o->value);
-    return E_OK;
+    return takes_many(o) ? take_words(a, o, *to, argc, argv, i, why) : E_OK;
 }
 
 err_t args_parse(struct args *a, const struct command *c, int argc, char **argv, struct why *why) {

@@ -9,11 +9,11 @@
 
 #include "config/err.h"
 
-enum { MAX_OPTIONS = 16, MAX_OPERANDS = 1 };
+enum { MAX_OPTIONS = 16, MAX_OPERANDS = 1, MAX_MANY = 64 };
 
 struct option {
     const char *name;  /* "--base" */
-    const char *value; /* "DIR"; NULL: a switch */
+    const char *value; /* "DIR"; NULL: a switch; "FILE...": one or more words, also repeatedly */
     bool required;
     const char *help;
 };
@@ -23,6 +23,8 @@ struct args {
     const struct option *option;    /* the command's table */
     const char *value[MAX_OPTIONS]; /* NULL: not given; "" for a given switch */
     const char *operand[MAX_OPERANDS];
+    const char *many[MAX_MANY]; /* [n_many] of the command's one option that takes several */
+    int32_t n_many;
 };
 
 struct command {

@@ -1,5 +1,5 @@
-/* `bitdelta eval`: what a tenant file makes of texts and questions, beside its base and, where it
- * is at hand, its fine-tune. */
+/* `bitdelta eval`: what tenant files make of texts and questions, beside their base and, where it
+ * is at hand, their fine-tune. One tenant at a time is in memory, and the two others throughout. */
 #include <fcntl.h>
 #include <jansson.h>
 #include <math.h>
@@ -8,67 +8,85 @@
 #include <string.h>
 #include <unistd.h>
 
+#include "compress/canvas.h"
 #include "compress/evaluate.h"
 #include "compress/fine_tune.h"
 #include "compress/job.h"
 #include "compress/llama_tenant.h"
+#include "compress/plot.h"
 
-enum { WHO_BASE, WHO_TENANT, WHO_FINE, N_WHO };
-static const char *const who_names[N_WHO] = {"base", "tenant", "fine_tune"};
-
-struct eval {
-    struct job_base base;
-    struct fine_tune fine_files;
-    struct tenant_file file;
-    struct gemm gemm;
-    struct llama model[N_WHO]; /* matrix NULL: not at hand */
-    struct tokenizer *base_words, *words;
-    struct task_set set;
-    struct loss text[N_WHO];
-    int32_t right[N_WHO];
+/* What was measured of one model. */
+struct score {
+    struct loss text;
+    int32_t right;  /* questions */
+    bool is_beside; /* the text's numbers that need a fine-tune are there */
 };
 
-static err_t read_tenant(struct eval *v, const char *path, struct why *why) {
+struct rival {
+    const char *path;
+    char *method, *source; /* as its file says how it was made; owned */
+    double bits;
+    size_t bytes;
+    struct score score;
+};
+
+struct eval {
+    struct job_base base_files;
+    struct fine_tune fine_files;
+    struct gemm gemm;
+    struct llama base, fine; /* matrix NULL: not at hand */
+    struct tokenizer *base_words, *words;
+    char *additions; /* of the tenants' tokenizer; owned */
+    struct task_set set;
+    struct rival tenant[MAX_MANY];
+    int32_t n_tenants, vocab; /* the tenants' */
+    struct score base_score, fine_score;
+};
+
+/* ---- models and questions ---------------------------------------------------------------------
+ */
+
+static err_t read_tenant(struct eval *v, const char *path, struct tenant_file *t, struct why *why) {
     int fd = open(path, O_RDONLY | O_CLOEXEC);
     if (fd < 0)
         return why_set(why, E_IO, "%s cannot be opened: %m.", path);
-    err_t e =
-        tenant_file_read(&v->file, fd, path, &v->base.checkpoint.config, v->base.fingerprint, why);
+    err_t e = tenant_file_read(t, fd, path, &v->base_files.checkpoint.config,
+                               v->base_files.fingerprint, why);
     close(fd);
     return e;
 }
 
-static err_t open_models(struct eval *v, const struct args *a, struct why *why) {
-    const char *fine = arg(a, "--finetuned");
-    err_t e = job_base_open(&v->base, arg(a, "--base"), why);
-    e = e ? e : gemm_open(&v->gemm, 0);
-    e = e ? e : read_tenant(v, arg(a, "--tenant"), why);
-    e = e ? e : llama_load(&v->model[WHO_BASE], &v->base.checkpoint, why);
-    e = e ? e
-          : llama_of_tenant(&v->model[WHO_TENANT], &v->gemm, &v->model[WHO_BASE], &v->file, why);
-    if (!e && fine) {
-        e = fine_tune_open(&v->fine_files, fine, &v->base.checkpoint, why);
-        e = e ? e : llama_load(&v->model[WHO_FINE], &v->fine_files.checkpoint, why);
-        if (!e && v->model[WHO_FINE].config.shape.vocab != v->model[WHO_TENANT].config.shape.vocab)
-            e = why_set(why, E_INVAL,
-                        "%s has %d vocabulary rows, the tenant %d: they do not belong "
-                        "together.",
-                        fine, v->model[WHO_FINE].config.shape.vocab,
-                        v->model[WHO_TENANT].config.shape.vocab);
-    }
-    e = e ? e : tokenizer_open(&v->base_words, arg(a, "--base"), why);
-    return e ? e
-             : tokenizer_extend(&v->words, v->base_words, v->file.meta.tokenizer_json,
-                                v->model[WHO_TENANT].config.shape.vocab, why);
+/* The first tenant says which tokens there are; the others must agree. */
+static err_t read_words(struct eval *v, const struct args *a, const struct tenant_file *t,
+                        struct why *why) {
+    v->vocab = t->meta.config.shape.vocab;
+    v->additions = strdup(t->meta.tokenizer_json);
+    err_t e = v->additions ? tokenizer_open(&v->base_words, arg(a, "--base"), why)
+                           : why_set(why, E_NOMEM, "not enough memory for the tokenizer");
+    return e ? e : tokenizer_extend(&v->words, v->base_words, v->additions, v->vocab, why);
 }
 
-static err_t read_questions(struct eval *v, const struct args *a, struct why *why) {
-    const struct model_config *c = &v->model[WHO_TENANT].config;
+static err_t open_models(struct eval *v, const struct args *a, const struct tenant_file *first,
+                         struct why *why) {
+    const char *fine = arg(a, "--finetuned");
+    err_t e = llama_load(&v->base, &v->base_files.checkpoint, why);
+    if (e || !fine)
+        return e;
+    e = fine_tune_open(&v->fine_files, fine, &v->base_files.checkpoint, why);
+    e = e ? e : llama_load(&v->fine, &v->fine_files.checkpoint, why);
+    int32_t vocab = v->fine.config.shape.vocab, tenant = first->meta.config.shape.vocab;
+    if (!e && vocab != tenant)
+        e = why_set(why, E_INVAL,
+                    "%s has %d vocabulary rows, the tenant %d: they do not belong together.", fine,
+                    vocab, tenant);
+    return e;
+}
+
+static err_t read_questions(struct eval *v, const struct args *a, const struct model_config *c,
+                            struct why *why) {
     const char *text = arg(a, "--text"), *tasks = arg(a, "--tasks");
     int32_t limit;
     err_t e = arg_int(a, "--limit", 1, 1 << 30, 0, &limit, why);
-    if (!e && !text == !tasks)
-        e = why_set(why, E_USAGE, "Give one of --text and --tasks.");
     if (e || tasks)
         return e ? e
                  : task_set_read(&v->set, v->words, tasks, c->context, c->n_eos ? c->eos_id[0] : -1,
@@ -88,6 +106,9 @@ static err_t read_questions(struct eval *v, const struct args *a, struct why *wh
     return e;
 }
 
+/* ---- judging ----------------------------------------------------------------------------------
+ */
+
 /* The base knows only its own vocabulary; a text with a tenant's added tokens is not for it. */
 static bool can_read(const struct llama *m, const struct corpus *text) {
     for (size_t i = 0; i < text->n_ids; i++)
@@ -96,120 +117,255 @@ static bool can_read(const struct llama *m, const struct corpus *text) {
     return m->matrix != NULL;
 }
 
-static err_t judge(struct eval *v, struct why *why) {
-    const struct llama *fine = v->model[WHO_FINE].matrix ? &v->model[WHO_FINE] : NULL;
-    err_t e = 0;
-    for (int i = 0; !e && i < N_WHO; i++) {
-        struct llama *m = &v->model[i];
-        if (!can_read(m, &v->set.text)) {
-            llama_free(m);
-            continue;
-        }
-        bool same = fine && fine->config.shape.vocab == m->config.shape.vocab;
-        e = evaluate_text(m, same ? fine : NULL, &v->gemm, &v->set.text, &v->text[i], why);
-        if (!e && v->set.n_tasks)
-            e = evaluate_tasks(m, &v->gemm, v->words, &v->set, &v->right[i], why);
-    }
+static err_t judge(struct eval *v, const struct llama *m, struct score *s, struct why *why) {
+    bool beside = v->fine.matrix && v->fine.config.shape.vocab == m->config.shape.vocab;
+    if (!can_read(m, &v->set.text))
+        return E_OK;
+    s->is_beside = beside;
+    err_t e = evaluate_text(m, beside && m != &v->fine ? &v->fine : NULL, &v->gemm, &v->set.text,
+                            &s->text, why);
+    return e || !v->set.n_tasks ? e
+                                : evaluate_tasks(m, &v->gemm, v->words, &v->set, &s->right, why);
+}
+
+static char *made_string(const char *made_json, const char *key) {
+    json_t *made = json_loads(made_json, 0, NULL);
+    const char *value = json_string_value(json_object_get(made, key));
+    char *copy = strdup(value ? value : "unknown");
+    json_decref(made);
+    return copy;
+}
+
+static err_t judge_tenant(struct eval *v, const struct tenant_file *t, const char *path,
+                          struct why *why) {
+    struct rival *r = &v->tenant[v->n_tenants++];
+    struct llama m = {0};
+    *r = (struct rival){.path = path,
+                        .method = made_string(t->meta.made_json, "method"),
+                        .source = made_string(t->meta.made_json, "source"),
+                        .bits = t->bits_per_weight,
+                        .bytes = t->file_bytes};
+    if (t->meta.config.shape.vocab != v->vocab || strcmp(t->meta.tokenizer_json, v->additions) != 0)
+        return why_set(why, E_INVAL,
+                       "%s has other tokens than %s: no text is the same to both; evaluate them "
+                       "one by one.",
+                       path, v->tenant[0].path);
+    if (!r->method || !r->source)
+        return why_set(why, E_NOMEM, "not enough memory for %s", path);
+    err_t e = llama_of_tenant(&m, &v->gemm, &v->base, t, why);
+    e = e ? e : judge(v, &m, &r->score, why);
+    llama_free(&m);
     return e;
 }
 
-static void print_table(const struct eval *v) {
-    bool fine = v->model[WHO_FINE].matrix != NULL;
-    printf("%-10s %12s %10s %9s %11s %13s\n", "", "perplexity", "KL", "top-1", "logit MSE",
-           "exact match");
-    for (int i = 0; i < N_WHO; i++) {
-        const struct loss *l = &v->text[i];
-        if (!v->model[i].matrix || !l->n_targets)
-            continue;
-        double rows = (double)l->n_rows;
-        printf("%-10s %12.4f", i == WHO_FINE ? "fine-tune" : who_names[i],
-               exp(l->nll / (double)l->n_targets));
-        if (fine && v->model[i].config.shape.vocab == v->model[WHO_FINE].config.shape.vocab)
-            printf(" %10.5f %7.2f %% %11.4f", l->kl / rows, 100 * (double)l->n_agree / rows,
-                   l->mse / rows);
-        else
-            printf(" %10s %9s %11s", "-", "-", "-");
-        if (v->set.n_tasks)
-            printf(" %5d of %4d", v->right[i], v->set.n_tasks);
-        putchar('\n');
+/* ---- what comes out ---------------------------------------------------------------------------
+ */
+
+static double mean(double sum, int64_t n) {
+    return n > 0 ? sum / (double)n : NAN;
+}
+
+static void print_row(const struct eval *v, const char *name, const struct score *s,
+                      const struct rival *r) {
+    if (!s->text.n_targets)
+        return;
+    const struct loss *l = &s->text;
+    char bits[16] = "-", bytes[24] = "-";
+    if (r) {
+        snprintf(bits, sizeof bits, "%.3f", r->bits);
+        snprintf(bytes, sizeof bytes, "%zu", r->bytes);
     }
+    printf("%-24s %7s %12s %11.4f", name, bits, bytes, exp(mean(l->nll, l->n_targets)));
+    if (s->is_beside)
+        printf(" %9.5f %7.2f %% %10.4f", mean(l->kl, l->n_rows),
+               100 * mean((double)l->n_agree, l->n_rows), mean(l->mse, l->n_rows));
+    else
+        printf(" %9s %9s %10s", "-", "-", "-");
+    if (v->set.n_tasks)
+        printf(" %5d of %4d", s->right, v->set.n_tasks);
+    putchar('\n');
+}
+
+static void print_table(const struct eval *v) {
+    printf("%-24s %7s %12s %11s %9s %9s %10s%s\n", "", "bits/wt", "bytes", "perplexity", "KL",
+           "top-1", "logit MSE", v->set.n_tasks ? "  exact match" : "");
+    print_row(v, "base", &v->base_score, NULL);
+    for (int32_t i = 0; i < v->n_tenants; i++)
+        print_row(v, job_name_of(v->tenant[i].path), &v->tenant[i].score, &v->tenant[i]);
+    print_row(v, "fine-tune", &v->fine_score, NULL);
     printf("%d documents, %lld tokens. KL (nats per token), top-1 and logit MSE: against the "
            "fine-tune%s.\n",
-           v->set.text.n_seqs, (long long)v->text[WHO_TENANT].n_targets,
-           fine ? "" : ", which --finetuned names");
+           v->set.text.n_seqs, (long long)v->tenant[0].score.text.n_targets,
+           v->fine.matrix ? "" : ", which --finetuned names");
+}
+
+static json_t *score_json(const struct eval *v, const struct score *s) {
+    const struct loss *l = &s->text;
+    if (!l->n_targets)
+        return json_null();
+    json_t *row = json_pack("{s:f}", "perplexity", exp(mean(l->nll, l->n_targets)));
+    if (s->is_beside) {
+        json_object_set_new(row, "kl", json_real(mean(l->kl, l->n_rows)));
+        json_object_set_new(row, "top1", json_real(mean((double)l->n_agree, l->n_rows)));
+        json_object_set_new(row, "logit_mse", json_real(mean(l->mse, l->n_rows)));
+    }
+    if (v->set.n_tasks)
+        json_object_set_new(row, "exact_match",
+                            json_real((double)s->right / (double)v->set.n_tasks));
+    return row;
 }
 
 static void print_json(const struct eval *v) {
-    bool fine = v->model[WHO_FINE].matrix != NULL;
-    json_t *out = json_object();
-    for (int i = 0; i < N_WHO; i++) {
-        const struct loss *l = &v->text[i];
-        if (!v->model[i].matrix || !l->n_targets)
-            continue;
-        double rows = (double)l->n_rows;
-        json_t *row = json_pack("{s:f}", "perplexity", exp(l->nll / (double)l->n_targets));
-        if (fine && v->model[i].config.shape.vocab == v->model[WHO_FINE].config.shape.vocab) {
-            json_object_set_new(row, "kl", json_real(l->kl / rows));
-            json_object_set_new(row, "top1", json_real((double)l->n_agree / rows));
-            json_object_set_new(row, "logit_mse", json_real(l->mse / rows));
-        }
-        if (v->set.n_tasks)
-            json_object_set_new(row, "exact_match",
-                                json_real((double)v->right[i] / (double)v->set.n_tasks));
-        json_object_set_new(out, who_names[i], row);
+    json_t *list = json_array();
+    for (int32_t i = 0; i < v->n_tenants; i++) {
+        const struct rival *r = &v->tenant[i];
+        json_t *row = score_json(v, &r->score);
+        json_object_set_new(row, "file", json_string(r->path));
+        json_object_set_new(row, "method", json_string(r->method));
+        json_object_set_new(row, "bits_per_weight", json_real(r->bits));
+        json_object_set_new(row, "file_bytes", json_integer((json_int_t)r->bytes));
+        json_array_append_new(list, row);
     }
-    json_object_set_new(out, "documents", json_integer(v->set.text.n_seqs));
-    json_object_set_new(out, "questions", json_integer(v->set.n_tasks));
-    json_object_set_new(out, "tokens", json_integer(v->text[WHO_TENANT].n_targets));
-    json_object_set_new(out, "bits_per_weight", json_real(v->file.bits_per_weight));
-    json_object_set_new(out, "file_bytes", json_integer((json_int_t)v->file.file_bytes));
-    json_dumpf(out, stdout, JSON_INDENT(2) | JSON_PRESERVE_ORDER);
+    json_t *out = json_pack("{s:o, s:o, s:o, s:i, s:i, s:I}", "base", score_json(v, &v->base_score),
+                            "tenants", list, "fine_tune", score_json(v, &v->fine_score),
+                            "documents", v->set.text.n_seqs, "questions", v->set.n_tasks, "tokens",
+                            (json_int_t)v->tenant[0].score.text.n_targets);
+    json_dumpf(out, stdout, JSON_INDENT(2));
     putchar('\n');
     json_decref(out);
 }
 
+static void plot_values(const struct eval *v, const struct score *s, double *out) {
+    const struct loss *l = &s->text;
+    for (int i = 0; i < N_PLOT_METRICS; i++)
+        out[i] = NAN;
+    if (!l->n_targets)
+        return;
+    out[PLOT_PERPLEXITY] = exp(mean(l->nll, l->n_targets));
+    if (s->is_beside) {
+        out[PLOT_KL] = mean(l->kl, l->n_rows);
+        out[PLOT_TOP1] = 100 * mean((double)l->n_agree, l->n_rows);
+    }
+    if (v->set.n_tasks)
+        out[PLOT_EXACT] = 100 * (double)s->right / v->set.n_tasks;
+}
+
+/* A method as a legend names it. */
+static const char *method_label(const char *method) {
+    static const char *const labels[][2] = {
+        {"fit", "fitted"},
+        {"mean", "instant"},
+        {"bitdelta", "BitDelta"},
+        {"published BitDelta", "BitDelta, imported"},
+        {"lora", "LoRA, imported"},
+        {"svd", "SVD"},
+        {"delta-come", "Delta-CoMe"},
+    };
+    for (size_t i = 0; i < sizeof labels / sizeof *labels; i++)
+        if (strcmp(method, labels[i][0]) == 0)
+            return labels[i][1];
+    return method;
+}
+
+/* A series is a method; of several fine-tunes, a method of one of them. */
+static err_t draw(const struct eval *v, const struct args *a, struct why *why) {
+    struct plot_point point[MAX_MANY];
+    char series[MAX_MANY][96], title[256];
+    const char *asked = arg(a, "--tasks") ? arg(a, "--tasks") : arg(a, "--text");
+    bool one_source = true;
+    for (int32_t i = 1; i < v->n_tenants; i++)
+        one_source &= strcmp(v->tenant[i].source, v->tenant[0].source) == 0;
+    for (int32_t i = 0; i < v->n_tenants; i++) {
+        const struct rival *r = &v->tenant[i];
+        snprintf(series[i], sizeof series[i], "%s%s%s", one_source ? "" : r->source,
+                 one_source ? "" : ": ", method_label(r->method));
+        point[i] = (struct plot_point){.series = series[i], .bits = r->bits};
+        plot_values(v, &r->score, point[i].value);
+    }
+    snprintf(title, sizeof title, "%s%s%s: %d documents, %lld tokens",
+             one_source ? v->tenant[0].source : "", one_source ? " on " : "", job_name_of(asked),
+             v->set.text.n_seqs, (long long)v->tenant[0].score.text.n_targets);
+    struct plot p = {.title = title, .point = point, .n_points = v->n_tenants};
+    plot_values(v, &v->base_score, p.base);
+    plot_values(v, &v->fine_score, p.fine_tune);
+    return plot_write(arg(a, "--plot"), &p, why);
+}
+
+/* ---- the command ------------------------------------------------------------------------------
+ */
+
+static err_t evaluate(struct eval *v, const struct args *a, struct why *why) {
+    err_t e = job_base_open(&v->base_files, arg(a, "--base"), why);
+    e = e ? e : gemm_open(&v->gemm, 0);
+    for (int32_t i = 0; !e && i < a->n_many; i++) {
+        struct tenant_file t = {0};
+        e = read_tenant(v, a->many[i], &t, why);
+        if (!e && i == 0) {
+            e = open_models(v, a, &t, why);
+            e = e ? e : read_words(v, a, &t, why);
+            e = e ? e : read_questions(v, a, &t.meta.config, why);
+            e = e ? e : judge(v, &v->base, &v->base_score, why);
+        }
+        e = e ? e : judge_tenant(v, &t, a->many[i], why);
+        tenant_file_free(&t);
+    }
+    return e || !v->fine.matrix ? e : judge(v, &v->fine, &v->fine_score, why);
+}
+
 static err_t run(const struct args *a, struct why *why) {
-    struct eval v = {.fine_files = {.adapter = {.fd = -1}}};
-    err_t e = open_models(&v, a, why);
-    e = e ? e : read_questions(&v, a, why);
-    e = e ? e : judge(&v, why);
+    if (!arg(a, "--text") == !arg(a, "--tasks"))
+        return why_set(why, E_USAGE, "Give one of --text and --tasks.");
+    err_t e = arg(a, "--plot") ? canvas_check(arg(a, "--plot"), why) : E_OK;
+    struct eval *v = calloc(1, sizeof *v);
+    if (!v)
+        return why_set(why, E_NOMEM, "not enough memory");
+    v->fine_files.adapter.fd = -1;
+    e = e ? e : evaluate(v, a, why);
     if (!e && arg(a, "--json"))
-        print_json(&v);
+        print_json(v);
     else if (!e)
-        print_table(&v);
-    task_set_free(&v.set);
-    tokenizer_close(v.words);
-    tokenizer_close(v.base_words);
-    for (int i = 0; i < N_WHO; i++)
-        llama_free(&v.model[i]);
-    tenant_file_free(&v.file);
-    fine_tune_close(&v.fine_files);
-    gemm_close(&v.gemm);
-    job_base_close(&v.base);
+        print_table(v);
+    if (!e && arg(a, "--plot"))
+        e = draw(v, a, why);
+    for (int32_t i = 0; i < v->n_tenants; i++)
+        free(v->tenant[i].method), free(v->tenant[i].source);
+    task_set_free(&v->set);
+    tokenizer_close(v->words);
+    tokenizer_close(v->base_words);
+    free(v->additions);
+    llama_free(&v->fine);
+    llama_free(&v->base);
+    fine_tune_close(&v->fine_files);
+    gemm_close(&v->gemm);
+    job_base_close(&v->base_files);
+    free(v);
     return e;
 }
 
 const struct command command_eval = {
     .name = "eval",
-    .summary = "measure a tenant on text or questions, beside base and fine-tune",
+    .summary = "measure tenants on text or questions, beside base and fine-tune",
     .about =
-        "Prints, for the base, the tenant and (with --finetuned) the fine-tune it was made from:\n"
-        "perplexity; the KL divergence from the fine-tune's predictions, how often the most "
-        "likely\n"
-        "token is the same, and the mean squared error of the logits; and how many questions are\n"
-        "answered exactly (greedily, and ending where the answer ends). Runs on the CPU in "
-        "FP32.\n\n"
+        "Prints, for the base, each tenant and (with --finetuned) the fine-tune they were made\n"
+        "from: bits per weight and bytes; perplexity; the KL divergence from the fine-tune's\n"
+        "predictions, how often the most likely token is the same, and the mean squared error of\n"
+        "the logits; and how many questions are answered exactly (greedily, and ending where the\n"
+        "answer ends). Several tenants in one call share the loaded models; --plot draws what\n"
+        "they reach against their bits. Runs on the CPU in FP32.\n\n"
         "--text: UTF-8 text, documents apart by lines \"<|doc|>\". --tasks: a JSON array; of each\n"
         "string the answer is what follows the first colon of a last line such as \"A: 42\", or\n"
         "what follows a tab (put into a ChatML template); or {\"prompt\": ..., \"answer\": ...}.\n",
     .option = {{"--base", "DIR", true, "the base model"},
-               {"--tenant", "FILE", true, "the tenant file"},
-               {"--finetuned", "DIR", false, "the fine-tune it was made from"},
+               {"--tenant", "FILE...", true, "tenant files, of one fine-tune or of several"},
+               {"--finetuned", "DIR", false, "the fine-tune (or adapter) they were made from"},
                {"--text", "FILE", false, "text to predict"},
                {"--tasks", "FILE", false, "questions to answer (JSON)"},
                {"--limit", "N", false, "the first N documents only"},
+               {"--plot", "FILE.svg|FILE.png", false, "draw quality against bits"},
                {"--json", NULL, false, "print JSON"}},
     .examples = "  bitdelta eval --base llama-7b --finetuned my-math-7b --tenant math.bitdelta "
-                "--tasks heldout.json\n",
+                "--tasks heldout.json\n"
+                "  bitdelta eval --base llama-7b --finetuned my-math-7b --tenant math-*.bitdelta "
+                "--tasks heldout.json --plot math.svg\n",
     .run = run,
 };

@@ -146,14 +146,15 @@ static void zsh_action(FILE *f, enum manual_kind kind, const char *words) {
 static void zsh_option(FILE *f, const struct manual_option *o) {
     static const char special[] = "[]:\\";
     bool truth = o->kind == MANUAL_TRUTH;
-    fprintf(f, " \\\n        '--%s%s[", o->name,
+    bool many = o->value && strstr(o->value, "..."); /* every word up to the next option */
+    fprintf(f, " \\\n        '%s--%s%s[", many ? "*" : "", o->name,
             truth                      ? "=-"
             : o->kind != MANUAL_SWITCH ? "="
                                        : "");
     put_short(f, o->help, special);
     fputc(']', f);
     if (o->kind != MANUAL_SWITCH) {
-        fputs(truth ? "::" : ":", f);
+        fputs(truth ? "::" : many ? ":*-*:" : ":", f);
         put_short(f, o->kind == MANUAL_WORDS || truth ? "value" : o->value, special);
         fputc(':', f);
         zsh_action(f, o->kind, words_of(o));

@@ -22,7 +22,7 @@ struct manual_option {
     const char *name; /* without the dashes */
     char letter;      /* a short form, 0: none */
     bool required;
-    const char *value; /* "DIR", "auto|cpu"; of a switch NULL */
+    const char *value; /* "DIR", "auto|cpu", "FILE..." for several; of a switch NULL */
     const char *note;  /* "default: 64 sequences", or NULL */
     const char *help;
 };

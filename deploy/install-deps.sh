@@ -20,6 +20,7 @@ need libssl-dev header openssl/evp.h
 need libzip-dev header zip.h
 need libcurl4-openssl-dev header curl/curl.h
 need libedit-dev header histedit.h
+need libcairo2-dev header cairo/cairo.h
 need curl command -v curl
 [ -n "$missing" ] || exit 0
 if [ "$(id -u)" = 0 ]; then sudo=; else sudo=sudo; fi

@@ -180,10 +180,10 @@ TEST(eval_reads_questions_of_every_form) {
     tokenizer_close(t);
 }
 
-static double number(const json_t *root, const char *who, const char *what) {
-    const json_t *x = json_object_get(json_object_get(root, who), what);
+static double number(const json_t *score, const char *what) {
+    const json_t *x = json_object_get(score, what);
     if (!json_is_number(x))
-        test_fail(__FILE__, __LINE__, "%s lacks %s.%s", tool_output, who, what);
+        test_fail(__FILE__, __LINE__, "%s lacks %s", tool_output, what);
     return json_number_value(x);
 }
 
@@ -197,17 +197,66 @@ TEST_LIMIT(eval_tells_base_tenant_and_fine_tune_apart, 300) {
     json_error_t error;
     json_t *root = json_loads(tool_output, 0, &error);
     CHECK(root != NULL);
-    CHECK(number(root, "fine_tune", "exact_match") >= 0.9);
-    CHECK(number(root, "base", "exact_match") <= 0.1);
-    CHECK_NEAR(number(root, "fine_tune", "kl"), 0, 1e-6, 0);
-    CHECK(number(root, "tenant", "kl") > 0.01);
-    CHECK(number(root, "tenant", "kl") < 0.2 * number(root, "base", "kl"));
-    CHECK(number(root, "fine_tune", "perplexity") < number(root, "tenant", "perplexity"));
-    CHECK(number(root, "tenant", "perplexity") < number(root, "base", "perplexity"));
+    const json_t *base = json_object_get(root, "base"), *fine = json_object_get(root, "fine_tune");
+    CHECK(number(fine, "exact_match") >= 0.9);
+    CHECK(number(base, "exact_match") <= 0.1);
+    CHECK_NEAR(number(fine, "kl"), 0, 1e-6, 0);
+    const json_t *tenant = json_array_get(json_object_get(root, "tenants"), 0);
+    CHECK(number(tenant, "kl") > 0.01);
+    CHECK(number(tenant, "kl") < 0.2 * number(base, "kl"));
+    CHECK(number(fine, "perplexity") < number(tenant, "perplexity"));
+    CHECK(number(tenant, "perplexity") < number(base, "perplexity"));
     json_decref(root);
     TOOL_OK("eval --base %s --tenant %s --text %s --limit 3", test_model("base"), file,
             test_model("eval.txt"));
     CHECK_HAS(tool_output, "perplexity");
     CHECK_EQ(run_tool("eval --base %s --tenant %s", test_model("base"), file), 64);
     CHECK_HAS(tool_output, "--text");
+}
+
+static int32_t big_endian(const unsigned char *p) {
+    return p[0] << 24 | p[1] << 16 | p[2] << 8 | p[3];
+}
+
+TEST_LIMIT(eval_draws_several_tenants_as_svg_and_png, 300) {
+    char one[300], two[300], path[300];
+    snprintf(one, sizeof one, "%s/one.bitdelta", test_tmp());
+    snprintf(two, sizeof two, "%s/two.bitdelta", test_tmp());
+    TOOL_OK("compress --instant --base %s --finetuned %s -o %s", test_model("base"),
+            test_model("sql"), one);
+    TOOL_OK("compress --instant --bits 2 --base %s --finetuned %s -o %s", test_model("base"),
+            test_model("sql"), two);
+    snprintf(path, sizeof path, "%s/p.png", test_tmp());
+    TOOL_OK("eval --base %s --finetuned %s --tenant %s %s --tasks %s --limit 4 --json --plot %s",
+            test_model("base"), test_model("sql"), one, two, test_model("sql/heldout.json"), path);
+    json_t *root = json_loads(tool_output, 0, NULL);
+    const json_t *list = json_object_get(root, "tenants");
+    CHECK_EQ(json_array_size(list), 2);
+    CHECK(number(json_array_get(list, 1), "kl") < number(json_array_get(list, 0), "kl"));
+    CHECK_NEAR(number(json_array_get(list, 1), "bits_per_weight"), 2.2, 0.05, 0);
+    json_decref(root);
+    unsigned char head[24] = {0};
+    FILE *f = fopen(path, "rb");
+    CHECK(f && fread(head, 1, sizeof head, f) == sizeof head);
+    fclose(f);
+    CHECK_EQ(memcmp(head, "\x89PNG\r\n\x1a\n", 8), 0);
+    CHECK(big_endian(head + 16) > 2000); /* three panels: exact match, KL, top-1 */
+    snprintf(path, sizeof path, "%s/p.svg", test_tmp());
+    TOOL_OK("eval --base %s --tenant=%s --tenant %s --text %s --limit 1 --plot %s",
+            test_model("base"), one, two, test_model("eval.txt"), path);
+    CHECK_HAS(tool_output, "one.bitdelta");
+    CHECK_HAS(tool_output, "two.bitdelta");
+    f = fopen(path, "rb");
+    CHECK(f && fread(head, 1, sizeof head - 1, f) == sizeof head - 1);
+    fclose(f);
+    head[sizeof head - 1] = 0;
+    CHECK_HAS((char *)head, "<?xml");
+    CHECK_EQ(run_tool("eval --base /nowhere --tenant x --text y --plot p.jpg"), 64);
+    CHECK_HAS(tool_output, "FILE.svg or FILE.png");
+    TOOL_OK("compress --instant --base %s --finetuned %s -o %s", test_model("base"),
+            test_model("chat"), two);
+    CHECK_EQ(run_tool("eval --base %s --tenant %s %s --text %s --limit 1", test_model("base"), one,
+                      two, test_model("eval.txt")),
+             65);
+    CHECK_HAS(tool_output, "has other tokens than");
 }
