@@ -7,16 +7,14 @@
 #include <stdlib.h>
 #include <string.h>
 
+/* clang-format off */
 #define FUNCTIONS(X)                                                                               \
-    X(arc)                                                                                         \
-    X(close_path)                                                                                  \
-    X(create)                                                                                      \
-    X(destroy) X(fill) X(fill_preserve) X(image_surface_create) X(line_to) X(move_to) X(paint)     \
-        X(rectangle) X(restore) X(rotate) X(save) X(scale) X(select_font_face) X(set_dash)         \
-            X(set_font_size) X(set_line_cap) X(set_line_join) X(set_line_width) X(set_source_rgb)  \
-                X(show_text) X(status) X(status_to_string) X(stroke) X(surface_destroy)            \
-                    X(surface_finish) X(surface_status) X(surface_write_to_png)                    \
-                        X(svg_surface_create) X(text_extents) X(translate)
+    X(arc) X(close_path) X(create) X(destroy) X(fill_preserve) X(image_surface_create) X(line_to)  \
+    X(move_to) X(paint) X(restore) X(rotate) X(save) X(scale) X(select_font_face) X(set_dash)      \
+    X(set_font_size) X(set_line_cap) X(set_line_join) X(set_line_width) X(set_source_rgb)          \
+    X(show_text) X(status) X(status_to_string) X(stroke) X(surface_destroy) X(surface_finish)      \
+    X(surface_status) X(surface_write_to_png) X(svg_surface_create) X(text_extents) X(translate)
+/* clang-format on */
 
 /* Pixels of a PNG a point: print and dense displays show it sharp. */
 static const double png_scale = 3;

@@ -128,23 +128,26 @@ static err_t judge(struct eval *v, const struct llama *m, struct score *s, struc
                                 : evaluate_tasks(m, &v->gemm, v->words, &v->set, &s->right, why);
 }
 
-static char *made_string(const char *made_json, const char *key) {
-    json_t *made = json_loads(made_json, 0, NULL);
-    const char *value = json_string_value(json_object_get(made, key));
-    char *copy = strdup(value ? value : "unknown");
+/* What a tenant says of how it was made. A method that the format has no form for is kept as whole
+ * matrices and says what it takes by its own. */
+static void read_made(struct rival *r, const struct tenant_file *t) {
+    json_t *made = json_loads(t->meta.made_json, 0, NULL);
+    const char *method = json_string_value(json_object_get(made, "method")),
+               *source = json_string_value(json_object_get(made, "source"));
+    const json_t *own = json_object_get(made, "bits_taken");
+    r->method = strdup(method ? method : "unknown");
+    r->source = strdup(source ? source : "unknown");
+    r->bits = json_is_number(own) ? json_number_value(own) : t->bits_per_weight;
+    r->bytes = t->file_bytes;
     json_decref(made);
-    return copy;
 }
 
 static err_t judge_tenant(struct eval *v, const struct tenant_file *t, const char *path,
                           struct why *why) {
     struct rival *r = &v->tenant[v->n_tenants++];
     struct llama m = {0};
-    *r = (struct rival){.path = path,
-                        .method = made_string(t->meta.made_json, "method"),
-                        .source = made_string(t->meta.made_json, "source"),
-                        .bits = t->bits_per_weight,
-                        .bytes = t->file_bytes};
+    *r = (struct rival){.path = path};
+    read_made(r, t);
     if (t->meta.config.shape.vocab != v->vocab || strcmp(t->meta.tokenizer_json, v->additions) != 0)
         return why_set(why, E_INVAL,
                        "%s has other tokens than %s: no text is the same to both; evaluate them "
