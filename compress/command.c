@@ -131,7 +131,10 @@ void command_help(const struct command *c) {
         char left[64];
         snprintf(left, sizeof left, "%s%s%s%s", strcmp(o->name, "--output") == 0 ? "-o, " : "",
                  o->name, o->value ? " " : "", o->value ? o->value : "");
-        printf("  %-22s %s\n", left, o->help);
+        if (strlen(left) > 22)
+            printf("  %s\n  %-22s %s\n", left, "", o->help);
+        else
+            printf("  %-22s %s\n", left, o->help);
     }
     printf("\nExamples:\n%s", c->examples);
 }

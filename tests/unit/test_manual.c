@@ -125,7 +125,8 @@ TEST(completion_of_bash_offers_what_comes_next) {
     CHECK_STR(bash_offers("bitdelta", "imp"), "import-diff\nimport-lora\n");
     CHECK_STR(bash_offers("bitdelta", "--v"), "--version\n");
     CHECK_STR(bash_offers("bitdelta", "chat --t"), "--temperature\n--tenant\n--top-p\n");
-    CHECK_STR(bash_offers("bitdelta", "compress --method \"\""), "bitdelta\nfit\n");
+    CHECK_STR(bash_offers("bitdelta", "compress --method \"\""),
+              "bitdelta\ndelta-come\nfit\nsvd\n");
     CHECK_STR(bash_offers("bitdelta", "compress --method = f"), "fit\n");
     CHECK_STR(bash_offers("bitdelta", "compress --base so"), "some folder\n");
     CHECK_STR(bash_offers("bitdelta", "compress -o some."), "some.bitdelta\n");
@@ -178,7 +179,7 @@ TEST(completion_of_zsh_describes_what_comes_next) {
                 stubs, test_tmp()),
              0);
     CHECK_HAS(output, "--base=[the base model]:DIR:_files -/\n");
-    CHECK_HAS(output, ":value:(fit bitdelta)\n");
+    CHECK_HAS(output, ":value:(fit bitdelta svd delta-come)\n");
     CHECK_HAS(output, "-o+:FILE:_files\n");
     CHECK_EQ(sh("zsh -fc '%s; words=(bitdeltad \"\"); CURRENT=2; source %s/_bitdeltad'", stubs,
                 test_tmp()),
@@ -197,7 +198,7 @@ TEST(completion_of_fish_offers_what_comes_next) {
            test_tmp()),
         0);
     CHECK_HAS(output, "import-diff\tmake a tenant file from a published BitDelta diff.pt\n");
-    CHECK_HAS(output, "--method\tfit (default), or as BitDelta was published");
+    CHECK_HAS(output, "--method\tfit (default), or to compare");
     CHECK_HAS(output, "\nbitdelta\tfit (default)");
     CHECK_EQ(
         sh("cd %s && $B/bitdeltad --print-fish > d.fish && fish --no-config -c 'source d.fish; "
