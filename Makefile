@@ -64,8 +64,8 @@ bench: all ## measure this machine's ceilings and what the CPU backend reaches
 bench-http: deps ## what the HTTP side costs, with an engine that computes nothing
 	@$(MAKE) --no-print-directory -j$(JOBS) $(O)/bench-http
 	@$(O)/bench-http
-test-gpu: $(GPU_TESTS) $(O)/test-gpu ## run the CUDA backend's tests (without a card: says so)
-	@set -e; for t in $^; do $$t; done; sh tests/gpu/sanitize.sh $(O)/test-gpu
+test-gpu: $(GPU_TESTS) $(O)/test-gpu $(O)/gpu-fault.so programs ## run the CUDA backend's tests (without a card: says so)
+	@set -e; for t in $(GPU_TESTS) $(O)/test-gpu; do $$t; done; python3 tests/gpu/fault.py $(O); sh tests/gpu/sanitize.sh $(O)/test-gpu
 bench-gpu: $(GPU_BENCHES) $(O)/bench-engine ## measure this card's ceilings, the CUDA kernels, contenders, the engine on a 7B shape
 	@set -e; for b in $(GPU_BENCHES); do $$b; done; python3 tests/cuda/bench_contenders.py $(O)/cuda/bench_linear; $(O)/bench-engine $(or $(BENCH_DIR),/tmp)
 fuzz: deps ## fuzz every parser of outside bytes with libFuzzer, FUZZ_SECONDS each (default 60)
@@ -100,7 +100,7 @@ $(O)/bench-http: $(call obj,$(call src,config tokenizer) tokenizer/sentencepiece
 	@$(if $(V),:,echo '  link $@')
 	$(Q)$(CXX) $(LDFLAGS) -o $@ $^ -lmicrohttpd -luv $(LDLIBS)
 $(O)/cuda/test_sample: $(call obj,$(addprefix kernels/cpu/,sample.c isa_c.c isa_avx2.c isa_avx512.c))
-$(O)/test-gpu: $(call obj,$(LIB) $(call src,tests tests/gpu) tests/kernels/model.c tests/golden/golden.c) $(CUDA_LIB)
+$(O)/test-gpu: $(call obj,$(LIB) $(call src,tests tests/gpu) tests/kernels/model.c tests/golden/golden.c tests/unit/run_tool.c) $(CUDA_LIB) $(O)/bitdelta
 	@$(if $(V),:,echo '  link $@')
 	$(Q)$(CXX) $(LDFLAGS) -o $@ $(filter %.o,$^) $(LDLIBS)
 $(O)/bench-engine: $(call obj,$(LIB) $(call src,tests/bench/gpu) compress/tenant_write.c) $(CUDA_LIB)
@@ -109,6 +109,9 @@ $(O)/bench-engine: $(call obj,$(LIB) $(call src,tests/bench/gpu) compress/tenant
 $(CUDA_LIB): $(CUDA_OBJ) kernels/cuda/exports.map
 	@$(if $(V),:,echo '  link $@')
 	$(Q)$(NVCC) -shared $(CUDA_ARCH) -cudart static -o $@ $(filter %.o,$^) -Xlinker -z,defs,--version-script=kernels/cuda/exports.map
+$(O)/gpu-fault.so: $(O)/tests/gpu/fault.cu.o
+	@$(if $(V),:,echo '  link $@')
+	$(Q)$(NVCC) -shared $(CUDA_ARCH) -cudart static -o $@ $^
 $(O)/cuda/%: $(O)/tests/cuda/%.cu.o $(CUDA_OBJ)
 	@mkdir -p $(@D)$(if $(V),, && echo '  link $@')
 	$(Q)$(NVCC) $(NVCCFLAGS) -cudart static -o $@ $^ -lcublas
