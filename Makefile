@@ -1,6 +1,7 @@
 # bitdeltad: `make help` prints the targets. Everything is built under build/ (or O=DIR).
 #   MODE=release (default) | asan (address + undefined) | tsan (threads): each in a folder of its own
 #   V=1 shows the commands; CFLAGS reach C, CXXFLAGS the one C++ file, NVCCFLAGS the CUDA backend (only where nvcc is found)
+#   CUDA_ARCH="80 90a 80p" builds that for these (p: as PTX); default the card's here, else 90a; all: every card from 8.0 on
 MAKEFLAGS += -r
 MODE ?= release
 JOBS ?= $(shell nproc)
@@ -12,17 +13,15 @@ VERSION := $(shell git describe --tags --always --dirty 2>/dev/null || echo unkn
 WARN := -Wall -Wextra -Wshadow -Wconversion -Werror
 SAN_asan := -fsanitize=address,undefined -fno-sanitize-recover=undefined -fno-omit-frame-pointer
 SAN_tsan := -fsanitize=thread
-OPT_release := -O2
-OPT_asan := -O1
-OPT_tsan := -O1
-COMMON := $(OPT_$(MODE)) -g $(SAN_$(MODE)) -I. -MMD -MP -fPIC -fstack-protector-strong
+COMMON := $(if $(filter release,$(MODE)),-O2,-O1) -g $(SAN_$(MODE)) -I. -MMD -MP -fPIC -fstack-protector-strong
 CFLAGS += -std=c17 -D_GNU_SOURCE $(WARN) $(COMMON)
 CXXFLAGS += -std=c++17 $(WARN) $(COMMON)
 LDFLAGS += $(SAN_$(MODE))
 LDLIBS := -ljansson -lcrypto -lsentencepiece -lpthread -ldl -lm
-CUDA_ARCH ?= -gencode arch=compute_90a,code=sm_90a
-NVCCFLAGS += -O3 -std=c++17 -I. $(CUDA_ARCH) -Xcompiler -fPIC -Xptxas -warn-spills -lineinfo
 NVCC := $(shell command -v nvcc || ls /usr/local/cuda/bin/nvcc 2>/dev/null)
+CUDA_ARCH := $(or $(CUDA_ARCH),$(and $(NVCC),$(shell nvidia-smi --query-gpu=compute_cap --format=csv,noheader 2>/dev/null | sed 's/\.//;s/^90$$/90a/;q')),90a)
+GENCODE := $(foreach a,$(CUDA_ARCH:all=80 90a 100 120 80p),-gencode=arch=compute_$(a:p=),code=$(if $(a:%p=),sm,compute)_$(a:p=))
+NVCCFLAGS += -O3 -std=c++17 -I. $(GENCODE) -Xcompiler -fPIC -Xptxas -warn-spills -lineinfo
 
 src = $(wildcard $(addsuffix /*.c,$(1)))
 LIB := $(call src,config kernels kernels/cpu tokenizer engine) tokenizer/sentencepiece.cc
@@ -108,10 +107,9 @@ $(O)/bench-engine: $(call obj,$(LIB) $(call src,tests/bench/gpu) compress/tenant
 	$(Q)$(CXX) $(LDFLAGS) -o $@ $(filter %.o,$^) $(LDLIBS)
 $(CUDA_LIB): $(CUDA_OBJ) kernels/cuda/exports.map
 	@$(if $(V),:,echo '  link $@')
-	$(Q)$(NVCC) -shared $(CUDA_ARCH) -cudart static -o $@ $(filter %.o,$^) -Xlinker -z,defs,--version-script=kernels/cuda/exports.map
+	$(Q)$(NVCC) -shared $(GENCODE) -cudart static -o $@ $(filter %.o,$^) -Xlinker -z,defs,--version-script=kernels/cuda/exports.map
 $(O)/gpu-fault.so: $(O)/tests/gpu/fault.cu.o
-	@$(if $(V),:,echo '  link $@')
-	$(Q)$(NVCC) -shared $(CUDA_ARCH) -cudart static -o $@ $^
+	$(Q)$(NVCC) -shared $(GENCODE) -cudart static -o $@ $^
 $(O)/cuda/%: $(O)/tests/cuda/%.cu.o $(CUDA_OBJ)
 	@mkdir -p $(@D)$(if $(V),, && echo '  link $@')
 	$(Q)$(NVCC) $(NVCCFLAGS) -cudart static -o $@ $^ -lcublas

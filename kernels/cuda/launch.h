@@ -7,13 +7,13 @@
 
 #include "config/err.h"
 
-/* Major compute capability of the current device. */
-static inline int device_major(void) {
-    int device = 0, major = 0;
-    cudaGetDevice(&device);
-    cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device);
-    return major;
-}
+/* What the code that the current device runs was compiled for: 800, 900, ..; 0 where the library
+ * holds none for it. Not the device's own number: code of an older one may run there. Asked once a
+ * process, not first while a graph is captured. */
+int code_arch(void);
+/* That code has the instructions that are Hopper's alone (compute_90a): the 1-bit product in
+ * hardware, bulk copies to clusters, warpgroup products. */
+bool code_is_hopper(void);
 
 template <typename A>
 static inline err_t launch_early(void (*kernel)(A), dim3 grid, int threads, size_t shared,
@@ -27,7 +27,7 @@ static inline err_t launch_early(void (*kernel)(A), dim3 grid, int threads, size
     early[0].id = cudaLaunchAttributeProgrammaticStreamSerialization;
     early[0].val.programmaticStreamSerializationAllowed = 1;
     config.attrs = early;
-    config.numAttrs = device_major() >= 9;
+    config.numAttrs = code_arch() >= 900;
     return cudaLaunchKernelEx(&config, kernel, args) == cudaSuccess ? 0 : E_DEVICE;
 }
 

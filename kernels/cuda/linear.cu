@@ -78,11 +78,6 @@ __global__ void __launch_bounds__(THREADS, 1) linear_kernel(const __grid_constan
 #endif
 }
 
-/* Compiled for Hopper alone: elsewhere the 1-bit product or the bulk copies are not there. */
-bool is_hopper(void) {
-    return device_major() == 9;
-}
-
 struct bucket {
     int32_t rows, halves;
     size_t shared_bytes;
@@ -144,7 +139,7 @@ err_t linear_pack(const struct linear_shape *s, const __half *w, void *packed,
 
 err_t linear_setup(void) {
     for (const struct bucket &b : buckets)
-        if (is_hopper() &&
+        if (code_is_hopper() &&
             cudaFuncSetAttribute(b.kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
                                  (int)b.shared_bytes) != cudaSuccess)
             return E_DEVICE;
@@ -155,7 +150,7 @@ err_t linear_launch(const struct linear_args *a, int32_t max_rows, cudaStream_t 
     int32_t tiles = a->shape.first_tile[a->shape.n_parts], grid = a->n_thread_blocks;
     if (max_rows < 1 || max_rows > LINEAR_MAX_ROWS || tiles < 1 || a->shape.n_k < 1 || grid < 1)
         return E_INVAL;
-    if (!is_hopper())
+    if (!code_is_hopper())
         return linear_plain_launch(a, max_rows, stream);
     const struct bucket *b = buckets;
     while (b->rows < max_rows)

@@ -8,6 +8,7 @@
 
 #include "config/log.h"
 #include "kernels/cuda/cuda.h"
+#include "kernels/cuda/launch.h"
 
 /* What the driver, graphs and libraries may still want after all is taken. */
 static const size_t SPARE_BYTES = (size_t)512 << 20;
@@ -45,11 +46,11 @@ static err_t find_device(struct cuda *c, struct why *why) {
     e = cudaGetDeviceProperties(&p, 0);
     if (e != cudaSuccess)
         return why_set(why, E_DEVICE, "the CUDA device does not answer: %s", cudaGetErrorString(e));
-    if (p.major != 9 || p.minor != 0)
-        return why_set(
-            why, E_UNSUPPORTED,
-            "the CUDA backend is built for compute capability 9.0 (Hopper); %s has %d.%d", p.name,
-            p.major, p.minor);
+    if (code_arch() < 800)
+        return why_set(why, E_UNSUPPORTED,
+                       "the CUDA backend was not built for compute capability %d.%d, which %s has; "
+                       "it needs 8.0 or more, and CUDA_ARCH says for which it is built",
+                       p.major, p.minor, p.name);
     c->n_thread_blocks = p.multiProcessorCount;
     snprintf(c->description, sizeof c->description, "cuda, %.100s, %zu MiB", p.name,
              p.totalGlobalMem >> 20);

@@ -6,6 +6,7 @@
  * multiplied as a base without deltas. */
 #include <new>
 
+#include "kernels/cuda/launch.h"
 #include "kernels/cuda/merge.cuh"
 #include "kernels/cuda/prefill.h"
 #include "kernels/cuda/wide.cuh"
@@ -21,6 +22,7 @@ struct prefill {
     uint4 *scratch;
     size_t scratch_bytes;
     int32_t max_rows, multiprocessors;
+    bool plain; /* the product of wide_plain.cu */
 };
 
 static size_t tile_bytes(int32_t n_k) {
@@ -61,6 +63,11 @@ static void add_group(struct wide_args *a, const struct prefill_group *g, const 
     }
 }
 
+static err_t product(const struct prefill *p, struct wide_args *a, cudaStream_t stream) {
+    return p->plain ? wide_plain_launch(a, p->multiprocessors, stream)
+                    : wide_launch(a, p->multiprocessors, stream);
+}
+
 /* All groups that need no scratch. */
 static err_t multiply_plain(struct prefill *p, const struct prefill_linear *l,
                             cudaStream_t stream) {
@@ -71,7 +78,7 @@ static err_t multiply_plain(struct prefill *p, const struct prefill_linear *l,
         if (is_plain(d, l->shape.n_parts))
             add_group(&a, &l->groups[i], d);
         if (a.n_groups == WIDE_GROUPS || (a.n_groups && i + 1 == l->n_groups)) {
-            err = wide_launch(&a, p->multiprocessors, stream);
+            err = product(p, &a, stream);
             a.n_groups = 0;
         }
     }
@@ -96,7 +103,7 @@ static err_t multiply_merged(struct prefill *p, const struct prefill_linear *l,
             break;
         struct wide_args a = run_of(p, l, p->scratch, first, m.n_tiles);
         add_group(&a, g, NULL);
-        err = wide_launch(&a, p->multiprocessors, stream);
+        err = product(p, &a, stream);
     }
     return err;
 }
@@ -134,8 +141,11 @@ err_t prefill_open(struct prefill **out, const struct model_shape *shape, int32_
     p->scratch_bytes = one > SCRATCH_BYTES ? one : SCRATCH_BYTES;
     err_t err = cudaDeviceGetAttribute(&p->multiprocessors, cudaDevAttrMultiProcessorCount, 0) ==
                         cudaSuccess
-                    ? wide_setup()
+                    ? E_OK
                     : E_DEVICE;
+    p->plain = !code_is_hopper();
+    if (!err)
+        err = p->plain ? wide_plain_setup() : wide_setup();
     if (!err && (cudaMalloc((void **)&p->input, p->input_bytes) != cudaSuccess ||
                  cudaMalloc((void **)&p->scratch, p->scratch_bytes) != cudaSuccess))
         err = E_NOMEM;
@@ -148,6 +158,11 @@ err_t prefill_open(struct prefill **out, const struct model_shape *shape, int32_
     }
     *out = p;
     return 0;
+}
+
+err_t prefill_use_plain(struct prefill *p) {
+    p->plain = true;
+    return wide_plain_setup();
 }
 
 void prefill_close(struct prefill *p) {

@@ -17,7 +17,9 @@ struct prefill; /* input, scratch for merged weights; one per backend, host memo
 
 /* For the device that is current. max_rows: most wide rows of a step. */
 err_t prefill_open(struct prefill **out, const struct model_shape *shape, int32_t max_rows);
-void prefill_close(struct prefill *p);         /* NULL: nothing */
+void prefill_close(struct prefill *p); /* NULL: nothing */
+/* From here on the product that other devices than Hopper's have: for tests and comparisons. */
+err_t prefill_use_plain(struct prefill *p);
 size_t prefill_bytes(const struct prefill *p); /* device memory held */
 
 /* The wide rows [first, first + n) of one tenant, counted from the first wide row. delta: the

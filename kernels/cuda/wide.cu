@@ -17,7 +17,11 @@
  * Weights of the next stage are merged while the tensor core works on this one. An output is one
  * chain over ascending k: its bits do not depend on other rows, tenants or the grid. */
 #include "kernels/cuda/wgmma.cuh"
-#include "kernels/cuda/wide.cuh"
+#include "kernels/cuda/wide_merge.cuh"
+
+#if defined(__CUDA_ARCH__) && !defined(__CUDA_ARCH_FEAT_SM90_ALL)
+#pragma nv_diag_suppress 177 /* the kernel is empty there: its functions are not used */
+#endif
 
 namespace {
 
@@ -25,7 +29,7 @@ enum {
     CONSUMERS = 8,                  /* warps */
     THREADS = 32 * (CONSUMERS + 4), /* registers are handed over by warpgroups of 4 */
     CLUSTER = 2,
-    W_TILE = TILE_ROWS * WIDE_COLS * 2, /* bytes of 16 outputs in a stage */
+    W_TILE = WIDE_W_TILE,
     W_BYTES = CONSUMERS * W_TILE,
     SIGN_BYTES = CONSUMERS * TILE_BYTES, /* of 256 columns */
     /* Bytes of 16 outputs of a row of y on their way out of a warp: no bank twice. */
@@ -78,80 +82,11 @@ __device__ __forceinline__ int n_tiles(const wide_args &a) {
     constexpr int outs = CLUSTER * WIDE_OUTS / TILE_ROWS;
     return (a.n_tiles + outs - 1) / outs * a.row_tiles;
 }
-__device__ __forceinline__ int n_blocks(const wide_args &a) {
-    return (a.shape.n_k + TILE_COLS - 1) / TILE_COLS;
-}
-
-/* ---- W --------------------------------------------------------------------------------------- */
-
-/* The part of 16-output tile `at` of the run, its rows and its place in the part; clamped. */
-struct place {
-    int tile, part, in_part; /* tile: of the whole matrix */
-};
-__device__ __forceinline__ place place_of(const wide_args &a, int at) {
-    place p;
-    p.tile = a.first_tile + min(at, a.n_tiles - 1);
-    p.part = (p.tile >= a.shape.first_tile[1]) + (p.tile >= a.shape.first_tile[2]);
-    p.in_part = p.tile - a.shape.first_tile[p.part];
-    return p;
-}
-
-struct scales {
-    uint32_t minus[2]; /* -row of outputs g, g + 8, twice as fp16 */
-};
-
-/* a = W + signs of stage Q of four of a block of 256 columns: A operands of four instructions.
- * signs: this lane's words of the tile. */
-template <int Q>
-__device__ __forceinline__ void merge(uint32_t (&a)[16], const char *w, const uint4 &signs,
-                                      const scales &c) {
-    int lane = threadIdx.x % 32, t = lane % 4;
-#pragma unroll
-    for (int half = 0; half < 2; half++) { /* 32 columns: two instructions */
-        const int word = 2 * Q + half;     /* of 8 in a row of the tile; held by lane word % 4 */
-        uint32_t u[2];                     /* bits 8t .. 8t + 7, the odd ones 15 further on, too */
-        u[0] = __shfl_sync(~0u, word < 4 ? signs.x : signs.z, lane / 4 * 4 + word % 4);
-        u[1] = __shfl_sync(~0u, word < 4 ? signs.y : signs.w, lane / 4 * 4 + word % 4);
-        u[0] = __byte_perm(u[0], 0, 0x4440 + t) * 0x8001;
-        u[1] = __byte_perm(u[1], 0, 0x4440 + t) * 0x8001;
-#pragma unroll
-        for (int step = 0; step < 2; step++) {
-            uint4 v = *(const uint4 *)(w + (half * 2 + step) * 512 + lane * 16);
-            const uint32_t from[4] = {v.x, v.y, v.z, v.w};
-#pragma unroll
-            for (int i = 0; i < 4; i++) {
-                int bit = 4 * step + 2 * (i / 2); /* and the next */
-                uint32_t d = (u[i % 2] << (15 - bit) & 0x80008000) ^ c.minus[i % 2];
-                __half2 sum = __hadd2(*(const __half2 *)&from[i], *(const __half2 *)&d);
-                a[(half * 2 + step) * 4 + i] = *(const uint32_t *)&sum;
-            }
-        }
-    }
-}
-
-__device__ __forceinline__ scales scales_of(const wide_args &a, const tile &t) {
-    int warp = threadIdx.x / 32, g = threadIdx.x % 32 / 4;
-    place p = place_of(a, t.outs + warp);
-    const float *row = a.group[t.group].row[p.part];
-    scales c;
-#pragma unroll
-    for (int i = 0; i < 2; i++) {
-        int n = p.in_part * TILE_ROWS + g + 8 * i;
-        float v = row && n < a.shape.part_rows[p.part] ? -__ldg(row + n) : 0;
-        __half2 two = __float2half2_rn(v);
-        c.minus[i] = *(const uint32_t *)&two;
-    }
-    return c;
-}
-
 /* ---- y --------------------------------------------------------------------------------------- */
 
-/* Outputs of this warp that y takes: all 16, or fewer in a last tile, in pieces of 16 bytes. */
+/* Outputs of this warp that y takes. */
 __device__ __forceinline__ int outs_of(const wide_args &a, const tile &t, int piece) {
-    int last = a.shape.n_parts - 1, at = t.outs + (int)threadIdx.x / 32;
-    int n = a.shape.first_tile[last] * TILE_ROWS + a.shape.part_rows[last];
-    int left = n - (a.first_tile + at) * TILE_ROWS;
-    return at < a.n_tiles ? min((left + piece - 1) / piece * piece, TILE_ROWS) : 0;
+    return wide_outs(a, t.outs + (int)threadIdx.x / 32, piece);
 }
 
 /* 16 rows at a time through this warp's own shared memory, so that a lane holds neighbouring
@@ -231,14 +166,14 @@ __device__ __forceinline__ void release(uint64_t *empty, int slot) {
 template <int ROWS, int Q>
 __device__ __forceinline__ void
 consume_stage(const shared_parts<ROWS> &s, cursor &at, int &held, uint4 &signs, int sign_slot,
-              const scales &c, float (&acc)[ROWS / 2], uint32_t (&m)[16], bool keep) {
+              const wide_scales &c, float (&acc)[ROWS / 2], uint32_t (&m)[16], bool keep) {
     using P = plan<ROWS>;
     int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
     const char *stage = s.ring + at.slot * P::stage;
     barrier_wait(s.full + at.slot, at.parity);
     if (Q == 0)
         signs = *(const uint4 *)(s.signs + sign_slot * SIGN_BYTES + warp * TILE_BYTES + lane * 16);
-    merge<Q>(m, stage + P::x_bytes + warp * W_TILE, signs, c);
+    wide_merge<Q>(m, stage + P::x_bytes + warp * W_TILE, signs, c);
     uint64_t x = wgmma_descriptor(stage);
     wgmma_fence();
 #pragma unroll
@@ -255,11 +190,11 @@ consume_stage(const shared_parts<ROWS> &s, cursor &at, int &held, uint4 &signs, 
 template <int ROWS>
 __device__ __forceinline__ void consume(const wide_args &a, const shared_parts<ROWS> &s) {
     uint32_t rank = cluster_rank();
-    int blocks = n_blocks(a), all = n_tiles(a), held = -1, sign_slot = 0;
+    int blocks = wide_blocks(a), all = n_tiles(a), held = -1, sign_slot = 0;
     cursor at = {0, 0};
     for (int index = (int)blockIdx.x / CLUSTER; index < all; index += (int)gridDim.x / CLUSTER) {
         tile t = tile_of<ROWS>(a, index, rank);
-        scales c = scales_of(a, t);
+        wide_scales c = wide_scales_of(a, a.group[t.group], t.outs + threadIdx.x / 32);
         float acc[ROWS / 2];
         uint32_t m[2][16];
         uint4 signs;
@@ -287,12 +222,12 @@ template <int ROWS>
 __device__ __forceinline__ void copy(const wide_args &a, const shared_parts<ROWS> &s) {
     using P = plan<ROWS>;
     uint32_t rank = cluster_rank(), half = P::x_bytes / CLUSTER, lane = threadIdx.x % 32;
-    int stages = 4 * n_blocks(a), all = n_tiles(a), sign_slot = 0;
+    int stages = 4 * wide_blocks(a), all = n_tiles(a), sign_slot = 0;
     uint64_t policy = policy_evict_first();
     cursor at = {0, 1};
     for (int index = (int)blockIdx.x / CLUSTER; index < all; index += (int)gridDim.x / CLUSTER) {
         tile t = tile_of<ROWS>(a, index, rank);
-        place p = place_of(a, t.outs + (int)min(lane, CONSUMERS - 1u));
+        wide_tile p = wide_tile_of(a, t.outs + (int)min(lane, CONSUMERS - 1u));
         const char *x = a.input + wide_place(a.max_rows, t.first_row, 0, 0) + rank * half;
         const char *w = (const char *)a.base + (size_t)(p.tile - a.first_tile) * stages * W_TILE;
         const char *signs = (const char *)a.group[t.group].bits[p.part];
@@ -324,8 +259,8 @@ __device__ __forceinline__ void copy(const wide_args &a, const shared_parts<ROWS
 }
 
 template <int ROWS>
-__global__ void __cluster_dims__(CLUSTER, 1, 1) __launch_bounds__(THREADS, 1)
-    wide_kernel(const __grid_constant__ wide_args a) {
+__global__ void __launch_bounds__(THREADS, 1) wide_kernel(const __grid_constant__ wide_args a) {
+#ifdef __CUDA_ARCH_FEAT_SM90_ALL
     extern __shared__ __align__(1024) char shared[];
     shared_parts<ROWS> s(shared);
     if (threadIdx.x == 0) {
@@ -346,25 +281,41 @@ __global__ void __cluster_dims__(CLUSTER, 1, 1) __launch_bounds__(THREADS, 1)
     }
     __syncwarp();
     cluster_sync(); /* no block leaves while the other may still write to it */
+#endif
 }
 
-/* Tiles of rows, and their place in each group. */
 int32_t set_row_tiles(wide_args *a, int32_t rows) {
-    a->row_tiles = 0;
-    for (int g = 0; g < a->n_groups; g++) {
-        a->group[g].first_tile = a->row_tiles;
-        a->row_tiles += tiles_of(a->group[g].first % 8 + a->group[g].n, rows);
-    }
+    wide_row_tiles(a, rows);
     return tiles_of(a->n_tiles, CLUSTER * WIDE_OUTS / TILE_ROWS) * a->row_tiles;
 }
 
 template <int ROWS> err_t launch(wide_args *a, int32_t clusters, cudaStream_t stream) {
     int32_t all = set_row_tiles(a, ROWS), grid = CLUSTER * (all < clusters ? all : clusters);
-    wide_kernel<ROWS><<<(unsigned)grid, THREADS, plan<ROWS>::shared_bytes, stream>>>(*a);
-    return cudaGetLastError() == cudaSuccess ? 0 : E_DEVICE;
+    cudaLaunchConfig_t config = {};
+    cudaLaunchAttribute cluster[1];
+    config.gridDim = dim3((unsigned)grid);
+    config.blockDim = dim3(THREADS);
+    config.dynamicSmemBytes = plan<ROWS>::shared_bytes;
+    config.stream = stream;
+    cluster[0].id = cudaLaunchAttributeClusterDimension;
+    cluster[0].val.clusterDim.x = CLUSTER;
+    cluster[0].val.clusterDim.y = cluster[0].val.clusterDim.z = 1;
+    config.attrs = cluster;
+    config.numAttrs = 1;
+    return cudaLaunchKernelEx(&config, wide_kernel<ROWS>, (const wide_args &)*a) == cudaSuccess
+               ? 0
+               : E_DEVICE;
 }
 
 } // namespace
+
+void wide_row_tiles(struct wide_args *a, int32_t rows) {
+    a->row_tiles = 0;
+    for (int32_t g = 0; g < a->n_groups; g++) {
+        a->group[g].first_tile = a->row_tiles;
+        a->row_tiles += tiles_of(a->group[g].first % 8 + a->group[g].n, rows);
+    }
+}
 
 err_t wide_setup(void) {
     cudaError_t e =

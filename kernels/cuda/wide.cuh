@@ -17,7 +17,7 @@ struct wide_group {
     const uint32_t *bits[MAX_PARTS]; /* or NULL: no change */
     const float *row[MAX_PARTS];
     int32_t first, n;
-    int32_t first_tile; /* of all tiles of rows of the launch; set by wide_launch */
+    int32_t first_tile; /* of all tiles of rows of the launch; set at launch */
     int32_t reserved;
 };
 struct wide_args {
@@ -30,11 +30,18 @@ struct wide_args {
     float *residual;
     int32_t ld_y, n_groups;
     struct wide_group group[WIDE_GROUPS];
-    int32_t row_tiles; /* set by wide_launch */
+    int32_t row_tiles; /* set at launch */
 };
 
+/* Hopper's. */
 err_t wide_setup(void);
 err_t wide_launch(struct wide_args *a, int32_t multiprocessors, cudaStream_t stream);
+/* The same for devices that are not Hopper's, from compute capability 8.0 on (wide_plain.cu). */
+err_t wide_plain_setup(void);
+err_t wide_plain_launch(struct wide_args *a, int32_t multiprocessors, cudaStream_t stream);
+
+/* Tiles of so many rows, and their place in each group. */
+void wide_row_tiles(struct wide_args *a, int32_t rows);
 
 /* The input stands as the matrix instruction wants it in shared memory: for each 64 columns, each 8
  * rows, 1024 bytes: rows of 128 bytes, in each the 16-byte pieces of columns swizzled. Within 32

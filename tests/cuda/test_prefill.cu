@@ -2,7 +2,8 @@
  *   weights merged in memory are the nearest fp16 numbers to W + delta in double precision;
  *   the wide linear is near the double reference, as fp16 and added to a residual, for every group;
  *   padding between parts is zeros, nothing outside the outputs is written, every output is;
- *   a group's rows have the same bits alone, and without the rows before them.
+ *   a group's rows have the same bits alone, and without the rows before them;
+ * then all but the first again with the product for other devices.
  * Then norm and SiLU * up against double precision. Without a device it prints why and succeeds.
  * `test_prefill quick` runs the small cases only (for the sanitizers). */
 #include <algorithm>
@@ -294,13 +295,16 @@ static void check_values(fixture &f, prefill *p, const std::vector<uint16_t> &y)
            worst_residual);
 }
 
-static void run_case(const wide_case &c) {
+static void run_case(const wide_case &c, bool plain) {
     fixture f = make_fixture(c);
     int widest = std::max(c.n_k, f.n_out);
     model_shape shape = {1, widest, 1, 1, widest, widest, 1, 1, 0, 0};
     prefill *p;
     OK(prefill_open(&p, &shape, f.n_wide));
-    check_merge(f);
+    if (plain)
+        OK(prefill_use_plain(p));
+    else
+        check_merge(f);
     std::vector<uint16_t> y = run_half(f, p, f.groups);
     check_values(f, p, y);
     if (run_half(f, p, f.groups) != y)
@@ -450,10 +454,13 @@ int main(int argc, char **argv) {
          {{257, 1, 0, false, -1, -1}, {700, 1, 0, false, 1, -1}}},
         {"7B down", 1, {4096}, 11008, {{1000, 1, 0, false, -1, -1}, {95, 1, 0, true, -1, -1}}},
     };
-    for (auto &c : cases)
-        run_case(c);
-    for (size_t i = 0; i < large.size() && !quick; i++)
-        run_case(large[i]);
+    for (bool plain : {false, true}) {
+        printf("%s\n", plain ? "the product for other devices:" : "the product for this device:");
+        for (auto &c : cases)
+            run_case(c, plain);
+        for (size_t i = 0; i < large.size() && !quick; i++)
+            run_case(large[i], plain);
+    }
     for (int dim : {300, 302, 4096, 8192})
         check_norm(dim, 3, 70);
     for (int ffn : {37, 11008})

@@ -4,7 +4,7 @@ Clients must get an error, never half an answer as if it were whole; the process
 exit status for a lost device, soon; the card must serve a new process.
 
     fault.py BUILD_DIR"""
-import http.client, json, os, socket, subprocess, sys, tempfile, threading, time
+import http.client, json, os, signal, socket, subprocess, sys, tempfile, threading, time
 
 BUILD = os.path.abspath(sys.argv[1])
 ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
@@ -34,13 +34,18 @@ class Daemon:
                     return
             except OSError:
                 time.sleep(0.05)
-        self.process.kill()
-        self.process.wait()
+        self.end()
         said = self.said()
         if NO_DEVICE in said:
             print("skipped: " + NO_DEVICE)
             sys.exit(0)
         sys.exit("fault: the daemon does not start:\n" + said)
+
+    def end(self):
+        """However a case ends: a daemon left alone would keep all memory of the card."""
+        if self.process.poll() is None:
+            self.process.kill()
+        self.process.wait()
 
     def said(self):
         self.log.seek(0)
@@ -53,7 +58,7 @@ class Daemon:
         return r.status, r.read().decode()
 
     def complete(self, **more):
-        return self.call("POST", "/v1/completions", dict(prompt="The", max_tokens=8, temperature=0, **more))
+        return self.call("POST", "/v1/completions", dict(model="base", prompt="The", max_tokens=8, temperature=0, **more))
 
     def break_device(self):
         open(self.trigger, "w").close()
@@ -62,23 +67,21 @@ class Daemon:
         try:
             status = self.process.wait(SOON_S)
         except subprocess.TimeoutExpired:
-            self.process.kill()
             sys.exit("fault: still running %d s after the device broke:\n%s" % (SOON_S, self.said()))
         if status != EXIT_DEVICE or "fault: " not in self.said():
             sys.exit("fault: exit status %d, not %d:\n%s" % (status, EXIT_DEVICE, self.said()))
         say("exit status %d after %.2f s" % (status, time.monotonic() - since))
 
 
-def with_requests_running(folder):
+def with_requests_running(d):
     """Streams one after the other from four clients until each was told of the end."""
-    d = Daemon(folder)
     whole, broken, wrong, lock = [], [], [], threading.Lock()
 
     def client():
         while True:
             try:
                 status, text = d.call("POST", "/v1/completions", {
-                    "prompt": "The", "max_tokens": 300, "ignore_eos": True, "stream": True})
+                    "model": "base", "prompt": "The", "max_tokens": 300, "ignore_eos": True, "stream": True})
             except (OSError, http.client.HTTPException) as e:
                 status, text = 0, repr(e)
             ended = "[DONE]" in text and '"error"' not in text
@@ -103,9 +106,8 @@ def with_requests_running(folder):
     d.expect_end(since)
 
 
-def while_idle(folder):
+def while_idle(d):
     """Nothing runs when the device breaks: the next request finds out."""
-    d = Daemon(folder)
     status, text = d.complete()
     if status != 200:
         sys.exit("fault: status %d before anything broke: %s" % (status, text))
@@ -119,9 +121,8 @@ def while_idle(folder):
     d.expect_end(since)
 
 
-def again(folder):
+def again(d):
     """The card is as it was."""
-    d = Daemon(folder)
     status, text = d.complete()
     d.process.terminate()
     if status != 200 or d.process.wait(SOON_S) != 0:
@@ -129,6 +130,11 @@ def again(folder):
     say("a new process serves")
 
 
+signal.signal(signal.SIGTERM, lambda *_: sys.exit("fault: told to stop"))
 for case in (with_requests_running, while_idle, again):
     with tempfile.TemporaryDirectory() as folder:
-        case(folder)
+        daemon = Daemon(folder)
+        try:
+            case(daemon)
+        finally:
+            daemon.end()
