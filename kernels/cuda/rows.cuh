@@ -4,6 +4,7 @@
 #define KERNELS_CUDA_ROWS_CUH
 
 #include "kernels/cuda/device.cuh"
+#include "kernels/cuda/launch.h"
 #include "kernels/cuda/rows.h"
 
 enum {
@@ -70,7 +71,8 @@ static inline struct linear_shape table_shape(const struct model_shape *s, int32
 /* Lets the producers' kernels have a row in shared memory; part of job_tables_open. */
 err_t produce_setup(const struct job_tables *t);
 
-/* Launches so that the kernel may start before the one before it has ended (grid_wait). */
+/* Launches so that the kernel may start before the one before it has ended (grid_wait), where the
+ * device has that. */
 template <typename... Params, typename... Args>
 static inline err_t launch_early(void (*kernel)(Params...), dim3 grid, unsigned threads,
                                  unsigned shared_bytes, bool early, cudaStream_t stream,
@@ -84,7 +86,7 @@ static inline err_t launch_early(void (*kernel)(Params...), dim3 grid, unsigned 
     attribute[0].id = cudaLaunchAttributeProgrammaticStreamSerialization;
     attribute[0].val.programmaticStreamSerializationAllowed = 1;
     config.attrs = attribute;
-    config.numAttrs = early ? 1 : 0;
+    config.numAttrs = early && code_arch() >= 900;
     return cudaLaunchKernelEx(&config, kernel, args...) == cudaSuccess ? E_OK : E_DEVICE;
 }
 
