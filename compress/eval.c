@@ -17,7 +17,7 @@
 
 /* What was measured of one model. */
 struct score {
-    struct loss text;
+    struct train_loss text;
     int32_t right;  /* questions */
     bool is_beside; /* the text's numbers that need a fine-tune are there */
 };
@@ -33,7 +33,7 @@ struct rival {
 struct eval {
     struct job_base base_files;
     struct fine_tune fine_files;
-    struct gemm gemm;
+    struct train *t;
     struct llama base, fine; /* matrix NULL: not at hand */
     struct tokenizer *base_words, *words;
     char *additions; /* of the tenants' tokenizer; owned */
@@ -69,11 +69,19 @@ static err_t read_words(struct eval *v, const struct args *a, const struct tenan
 static err_t open_models(struct eval *v, const struct args *a, const struct tenant_file *first,
                          struct why *why) {
     const char *fine = arg(a, "--finetuned");
-    err_t e = llama_load(&v->base, &v->base_files.checkpoint, why);
+    const struct checkpoint *base_files = &v->base_files.checkpoint,
+                            *fine_files = &v->fine_files.checkpoint;
+    struct llama_files base = {base_files, true}, tuned = {fine_files, false};
+    struct progress p;
+    progress_begin(&p, "read models");
+    err_t e = llama_load(&v->base, v->t, &base_files->config, llama_source_files(&base), &p, why);
+    if (!e && fine)
+        e = fine_tune_open(&v->fine_files, fine, base_files, why);
+    if (!e && fine)
+        e = llama_load(&v->fine, v->t, &fine_files->config, llama_source_files(&tuned), &p, why);
+    progress_end(&p);
     if (e || !fine)
         return e;
-    e = fine_tune_open(&v->fine_files, fine, &v->base_files.checkpoint, why);
-    e = e ? e : llama_load(&v->fine, &v->fine_files.checkpoint, why);
     int32_t vocab = v->fine.config.shape.vocab, tenant = first->meta.config.shape.vocab;
     if (!e && vocab != tenant)
         e = why_set(why, E_INVAL,
@@ -122,10 +130,16 @@ static err_t judge(struct eval *v, const struct llama *m, struct score *s, struc
     if (!can_read(m, &v->set.text))
         return E_OK;
     s->is_beside = beside;
-    err_t e = evaluate_text(m, beside && m != &v->fine ? &v->fine : NULL, &v->gemm, &v->set.text,
-                            &s->text, why);
-    return e || !v->set.n_tasks ? e
-                                : evaluate_tasks(m, &v->gemm, v->words, &v->set, &s->right, why);
+    struct progress p;
+    progress_begin(&p, "judge text");
+    err_t e = evaluate_text(m, beside && m != &v->fine ? &v->fine : NULL, &v->set.text, &s->text,
+                            &p, why);
+    progress_end(&p);
+    progress_begin(&p, "ask");
+    if (!e && v->set.n_tasks)
+        e = evaluate_tasks(m, v->words, &v->set, &s->right, &p, why);
+    progress_end(&p);
+    return e;
 }
 
 /* What a tenant says of how it was made. A method that the format has no form for is kept as whole
@@ -155,7 +169,7 @@ static err_t judge_tenant(struct eval *v, const struct tenant_file *t, const cha
                        path, v->tenant[0].path);
     if (!r->method || !r->source)
         return why_set(why, E_NOMEM, "not enough memory for %s", path);
-    err_t e = llama_of_tenant(&m, &v->gemm, &v->base, t, why);
+    err_t e = llama_of_tenant(&m, v->t, &v->base_files.checkpoint, t, NULL, why);
     e = e ? e : judge(v, &m, &r->score, why);
     llama_free(&m);
     return e;
@@ -172,7 +186,7 @@ static void print_row(const struct eval *v, const char *name, const struct score
                       const struct rival *r) {
     if (!s->text.n_targets)
         return;
-    const struct loss *l = &s->text;
+    const struct train_loss *l = &s->text;
     char bits[16] = "-", bytes[24] = "-";
     if (r) {
         snprintf(bits, sizeof bits, "%.3f", r->bits);
@@ -203,7 +217,7 @@ static void print_table(const struct eval *v) {
 }
 
 static json_t *score_json(const struct eval *v, const struct score *s) {
-    const struct loss *l = &s->text;
+    const struct train_loss *l = &s->text;
     if (!l->n_targets)
         return json_null();
     json_t *row = json_pack("{s:f}", "perplexity", exp(mean(l->nll, l->n_targets)));
@@ -239,7 +253,7 @@ static void print_json(const struct eval *v) {
 }
 
 static void plot_values(const struct eval *v, const struct score *s, double *out) {
-    const struct loss *l = &s->text;
+    const struct train_loss *l = &s->text;
     for (int i = 0; i < N_PLOT_METRICS; i++)
         out[i] = NAN;
     if (!l->n_targets)
@@ -299,7 +313,7 @@ static err_t draw(const struct eval *v, const struct args *a, struct why *why) {
 
 static err_t evaluate(struct eval *v, const struct args *a, struct why *why) {
     err_t e = job_base_open(&v->base_files, arg(a, "--base"), why);
-    e = e ? e : gemm_open(&v->gemm, 0);
+    e = e ? e : train_cpu_open(&v->t, 0, why);
     for (int32_t i = 0; !e && i < a->n_many; i++) {
         struct tenant_file t = {0};
         e = read_tenant(v, a->many[i], &t, why);
@@ -339,7 +353,8 @@ static err_t run(const struct args *a, struct why *why) {
     llama_free(&v->fine);
     llama_free(&v->base);
     fine_tune_close(&v->fine_files);
-    gemm_close(&v->gemm);
+    if (v->t)
+        v->t->ops->close(v->t);
     job_base_close(&v->base_files);
     free(v);
     return e;

@@ -165,29 +165,39 @@ static int32_t longest(const struct corpus *c) {
     return n;
 }
 
-err_t evaluate_text(const struct llama *m, const struct llama *teacher, const struct gemm *g,
-                    const struct corpus *text, struct loss *sum, struct why *why) {
+err_t evaluate_text(const struct llama *m, const struct llama *teacher, const struct corpus *text,
+                    struct train_loss *sum, struct progress *p, struct why *why) {
     int32_t length = longest(text), max_rows = length > BATCH_ROWS ? length : BATCH_ROWS, next = 0;
     int32_t vocab = m->config.shape.vocab;
-    size_t rows = (size_t)max_rows;
-    float *logits = malloc(2 * rows * (size_t)vocab * sizeof *logits);
-    int32_t *id = malloc((3 * rows + 2) * sizeof *id), *target = id + rows, *start = target + rows;
+    struct train *t = m->t;
+    size_t rows = (size_t)max_rows, bytes = rows * (size_t)vocab * sizeof(float);
+    float *ours = NULL, *theirs = NULL;
+    int32_t *id = malloc((3 * rows + 2) * sizeof *id), *target = id + rows, *start = target + rows,
+            *follow = NULL;
     struct llama_tape *tape = NULL;
-    err_t e = logits && id ? llama_tape_open(&tape, m, g, max_rows, length) : E_NOMEM;
+    err_t e = id ? t->ops->take(t, bytes, (void **)&ours) : E_NOMEM;
+    e = e || !teacher ? e : t->ops->take(t, bytes, (void **)&theirs);
+    e = e ? e : t->ops->take(t, rows * sizeof *follow, (void **)&follow);
+    e = e ? e : llama_tape_open(&tape, m, max_rows, false, why);
     struct llama_batch b;
     while (!e && corpus_batch(text, &next, false, max_rows, id, start, &b)) {
-        float *other = teacher ? logits + rows * (size_t)vocab : logits;
         for (int32_t s = 0; s < b.n_seqs; s++)
             for (int32_t r = start[s]; r < start[s + 1]; r++)
                 target[r] = r + 1 < start[s + 1] ? id[r + 1] : -1;
-        llama_forward(m, g, &b, tape, logits);
+        t->ops->put(t, follow, target, (size_t)b.n_rows * sizeof *target);
+        llama_forward(m, &b, tape, ours);
         if (teacher)
-            llama_forward(teacher, g, &b, tape, other);
-        loss_distil(g, b.n_rows, vocab, logits, other, target, 1, 0, 1, NULL, sum);
+            llama_forward(teacher, &b, tape, theirs);
+        t->ops->distil(t, b.n_rows, vocab, ours, teacher ? theirs : ours, follow, 1, 0, 1, NULL,
+                       sum);
+        if (p)
+            progress_show(p, (uint64_t)next, (uint64_t)text->n_seqs);
     }
+    e = e ? e : t->ops->settle(t, why);
     llama_tape_close(tape);
-    free(logits), free(id);
-    return e ? why_set(why, e, "There is not enough memory for the evaluation.") : 0;
+    t->ops->give(t, ours), t->ops->give(t, theirs), t->ops->give(t, follow);
+    free(id);
+    return e == E_NOMEM ? why_set(why, e, "There is not enough memory for the evaluation.") : e;
 }
 
 static bool answers(const struct tokenizer *t, const struct task *k, const int32_t *ids, int32_t n,
@@ -206,11 +216,16 @@ static bool answers(const struct tokenizer *t, const struct task *k, const int32
     return right;
 }
 
-err_t evaluate_tasks(const struct llama *m, const struct gemm *g, const struct tokenizer *t,
-                     const struct task_set *set, int32_t *right, struct why *why) {
-    struct corpus prompts = {0}, said = {0};
+static void show(void *arg, int32_t done, int32_t total) {
+    progress_show(arg, (uint64_t)done, (uint64_t)total);
+}
+
+err_t evaluate_tasks(const struct llama *m, const struct tokenizer *t, const struct task_set *set,
+                     int32_t *right, struct progress *p, struct why *why) {
+    struct corpus prompts = {0};
+    struct lesson said = {0};
     int32_t stop[9], *length = calloc((size_t)set->n_tasks + 1, sizeof *length);
-    struct sample_options o = {.stop = stop};
+    struct sample_options o = {.stop = stop, .progress = p ? show : NULL, .arg = p};
     for (int32_t i = 0; i < m->config.n_eos; i++)
         stop[o.n_stop++] = m->config.eos_id[i];
     int32_t turn_end = tokenizer_special_id(t, "<|im_end|>");
@@ -223,10 +238,11 @@ err_t evaluate_tasks(const struct llama *m, const struct gemm *g, const struct t
     }
     *right = 0;
     if (!e && set->n_tasks)
-        e = sample_continue(m, g, &prompts, length, &o, &said);
-    for (int32_t i = 0; !e && i < said.n_seqs; i++)
-        *right += answers(t, &set->task[i], said.id + said.start[i], corpus_length(&said, i), &o);
-    corpus_free(&prompts), corpus_free(&said);
+        e = sample_continue(m, &prompts, length, &o, &said, why);
+    for (int32_t i = 0; !e && i < said.text.n_seqs; i++)
+        *right += answers(t, &set->task[i], said.text.id + said.text.start[i],
+                          corpus_length(&said.text, i), &o);
+    corpus_free(&prompts), lesson_free(&said);
     free(length);
-    return e ? why_set(why, e, "There is not enough memory for the evaluation.") : 0;
+    return e == E_NOMEM ? why_set(why, e, "There is not enough memory for the evaluation.") : e;
 }

@@ -4,7 +4,6 @@
 #define COMPRESS_EVALUATE_H
 
 #include "compress/corpus.h"
-#include "compress/loss.h"
 
 /* One question: the model must say the answer and then stop. */
 struct task {
@@ -27,10 +26,10 @@ err_t task_set_read(struct task_set *set, const struct tokenizer *t, const char 
 void task_set_free(struct task_set *set);
 
 /* Adds to *sum over every sequence. teacher: NULL to compare the model with itself. */
-err_t evaluate_text(const struct llama *m, const struct llama *teacher, const struct gemm *g,
-                    const struct corpus *text, struct loss *sum, struct why *why);
+err_t evaluate_text(const struct llama *m, const struct llama *teacher, const struct corpus *text,
+                    struct train_loss *sum, struct progress *p, struct why *why);
 /* Greedy answers; *right: those that equal the answer and end. */
-err_t evaluate_tasks(const struct llama *m, const struct gemm *g, const struct tokenizer *t,
-                     const struct task_set *set, int32_t *right, struct why *why);
+err_t evaluate_tasks(const struct llama *m, const struct tokenizer *t, const struct task_set *set,
+                     int32_t *right, struct progress *p, struct why *why);
 
 #endif

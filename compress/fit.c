@@ -5,19 +5,76 @@
 #include <stdlib.h>
 #include <string.h>
 
+enum { JUDGE_ROWS = 768 };
+
+/* A model beside its fine-tune's predictions, over batches of lessons. */
+struct bench {
+    const struct llama *m;
+    struct train *t;
+    const struct train_weights *head; /* the fine-tune's */
+    struct llama_tape *tape;
+    float *ours, *theirs;         /* device [rows, V] logits */
+    float *final;                 /* device [rows, D] */
+    void *raw;                    /* device [rows, row_bytes] */
+    int32_t *target;              /* device [rows] */
+    char *host;                   /* [rows, row_bytes] */
+    int32_t *id, *start, *follow; /* host [rows], [rows + 2], [rows] */
+};
+
+static err_t bench_open(struct bench *b, const struct llama *m, const struct train_weights *head,
+                        int32_t max_rows, bool back, struct why *why) {
+    struct train *t = m->t;
+    size_t rows = (size_t)max_rows, logits = rows * (size_t)m->config.shape.vocab * sizeof(float),
+           dim = (size_t)m->config.shape.dim;
+    *b = (struct bench){.m = m, .t = t, .head = head};
+    b->host = malloc(rows * dim * t->ops->weight_bytes);
+    b->id = malloc((3 * rows + 2) * sizeof *b->id);
+    err_t e = b->host && b->id ? 0 : E_NOMEM;
+    e = e ? e : t->ops->take(t, logits, (void **)&b->ours);
+    e = e ? e : t->ops->take(t, logits, (void **)&b->theirs);
+    e = e ? e : t->ops->take(t, rows * dim * sizeof(float), (void **)&b->final);
+    e = e ? e : t->ops->take(t, rows * dim * t->ops->weight_bytes, &b->raw);
+    e = e ? e : t->ops->take(t, rows * sizeof(int32_t), (void **)&b->target);
+    if (e)
+        return why_set(why, e, "There is not enough memory for fitting (%s).", t->ops->describe(t));
+    b->follow = b->id + rows, b->start = b->follow + rows;
+    return llama_tape_open(&b->tape, m, max_rows, back, why);
+}
+
+static void bench_close(struct bench *b) {
+    void *const device[] = {b->ours, b->theirs, b->final, b->raw, b->target};
+    llama_tape_close(b->tape);
+    for (size_t i = 0; i < sizeof device / sizeof *device; i++)
+        b->t->ops->give(b->t, device[i]);
+    free(b->host), free(b->id);
+}
+
+/* Logits of both for a batch whose ids, final rows and targets lie in the host's arrays. */
+static void bench_forward(struct bench *b, const struct llama_batch *batch) {
+    const struct train_ops *op = b->t->ops;
+    struct train_weights final = {b->raw, batch->n_rows, b->head->k};
+    size_t rows = (size_t)batch->n_rows;
+    op->put(b->t, b->raw, b->host, rows * (size_t)b->head->k * op->weight_bytes);
+    op->put(b->t, b->target, b->follow, rows * sizeof(int32_t));
+    op->load(b->t, &final, b->final);
+    op->product(b->t, batch->n_rows, b->final, b->head, b->theirs, false);
+    llama_forward(b->m, batch, b->tape, b->ours);
+}
+
 struct run {
     struct student *s;
-    const struct gemm *g;
+    struct bench b;
     struct student_rates rates; /* of this step */
-    struct llama_tape *tape;    /* of both models in turn: the teacher's is not needed for long */
-    float *student, *teacher, *norm_grad; /* [rows, V], [rows, V], [2L + 1, D] */
-    int32_t *id, *start;                  /* [rows], [rows + 1] */
-    int32_t next_own, next_other;
+    float *norm_grad;           /* device [2L + 1, D] */
 };
 
 static void learn(void *arg, int32_t i_matrix, float *grad) {
     struct run *r = arg;
-    student_learn(r->s, r->g, i_matrix, grad, &r->rates);
+    student_learn(r->s, i_matrix, grad, &r->rates);
+}
+static bool wants(void *arg, int32_t i_matrix) {
+    const struct run *r = arg;
+    return student_learns(r->s, i_matrix);
 }
 
 static struct student_rates rates_at(const struct fit_options *o, int32_t step) {
@@ -31,72 +88,87 @@ static struct student_rates rates_at(const struct fit_options *o, int32_t step) 
     return r;
 }
 
-/* The next sequences of both corpora, end to end. */
-static struct llama_batch next_batch(struct run *r, const struct corpus *own,
-                                     const struct corpus *other, const struct fit_options *o) {
+/* The next sequences of both lessons, end to end. */
+static struct llama_batch next_batch(struct bench *s, const struct lesson *own,
+                                     const struct lesson *other, const struct fit_options *o,
+                                     struct fit_report *at) {
     struct llama_batch a = {0}, b = {0};
-    int32_t n_other = other->n_seqs ? (int32_t)(o->other_share * (float)o->rows) : 0;
-    if (own->n_seqs)
-        corpus_batch(own, &r->next_own, true, o->rows - n_other, r->id, r->start, &a);
+    int32_t n_other = other->text.n_seqs ? (int32_t)(o->other_share * (float)o->rows) : 0;
+    s->start[0] = 0;
+    if (own->text.n_seqs)
+        lesson_batch(own, &at->next_own, true, o->rows - n_other, s->id, s->start, s->follow,
+                     s->host, &a);
     if (n_other > 0) {
-        int32_t *start = r->start + a.n_seqs;
-        corpus_batch(other, &r->next_other, true, o->rows - a.n_rows, r->id + a.n_rows, start, &b);
+        int32_t *start = s->start + a.n_seqs, n = a.n_rows;
+        lesson_batch(other, &at->next_other, true, o->rows - n, s->id + n, start, s->follow + n,
+                     s->host + (size_t)n * other->row_bytes, &b);
         for (int32_t i = 0; i <= b.n_seqs; i++)
-            start[i] += a.n_rows;
+            start[i] += n;
     }
-    return (struct llama_batch){a.n_rows + b.n_rows, a.n_seqs + b.n_seqs, r->id, r->start};
+    return (struct llama_batch){a.n_rows + b.n_rows, a.n_seqs + b.n_seqs, s->id, s->start};
 }
 
-static double one_step(struct run *r, const struct llama_batch *b, const struct fit_options *o) {
-    struct loss sum = {0};
-    int32_t vocab = r->s->model.config.shape.vocab;
-    llama_forward(r->s->teacher, r->g, b, r->tape, r->teacher);
-    llama_forward(&r->s->model, r->g, b, r->tape, r->student);
-    loss_distil(r->g, b->n_rows, vocab, r->student, r->teacher, NULL, o->kl_weight, o->mse_weight,
-                1 / (float)b->n_rows, r->student, &sum);
-    llama_backward(&r->s->model, r->g, b, r->tape, r->student, r->norm_grad,
-                   (struct llama_sink){learn, r});
+static double one_step(struct run *r, const struct llama_batch *batch,
+                       const struct fit_options *o) {
+    struct train_loss sum = {0};
+    struct bench *b = &r->b;
+    bench_forward(b, batch);
+    b->t->ops->distil(b->t, batch->n_rows, b->m->config.shape.vocab, b->ours, b->theirs, NULL,
+                      o->kl_weight, o->mse_weight, 1 / (float)batch->n_rows, b->ours, &sum);
+    llama_backward(b->m, b->tape, b->ours, r->norm_grad, (struct llama_sink){learn, wants, r});
     student_learn_norms(r->s, r->norm_grad, &r->rates);
     return sum.kl / (double)sum.n_rows;
 }
 
-err_t fit_run(struct student *s, const struct gemm *g, const struct corpus *own,
-              const struct corpus *other, const struct fit_options *o, struct fit_report *report,
+err_t fit_run(struct student *s, const struct train_weights *head, const struct lesson *own,
+              const struct lesson *other, const struct fit_options *o, struct fit_report *report,
               struct why *why) {
-    const struct model_shape *shape = &s->model.config.shape;
-    size_t rows = (size_t)o->rows, n_logits = rows * (size_t)shape->vocab;
-    *report = (struct fit_report){0};
-    struct run r = {.s = s, .g = g};
-    r.student = malloc(2 * n_logits * sizeof(float));
-    r.teacher = r.student ? r.student + n_logits : NULL;
-    r.norm_grad = malloc(s->norm.n * sizeof(float));
-    r.id = malloc(rows * sizeof *r.id);
-    r.start = malloc((rows + 2) * sizeof *r.start);
-    err_t e = r.student && r.norm_grad && r.id && r.start ? 0 : E_NOMEM;
-    e = e ? e : llama_tape_open(&r.tape, &s->model, g, o->rows, o->max_length);
+    struct run r = {.s = s};
+    err_t e = bench_open(&r.b, &s->model, head, o->rows, true, why);
+    if (!e && s->t->ops->take(s->t, s->norm.n * sizeof(float), (void **)&r.norm_grad))
+        e = why_set(why, E_NOMEM, "There is not enough memory for fitting.");
     int32_t tenth = o->steps >= 10 ? o->steps / 10 : 1;
-    for (int32_t step = 0; !e && step < o->steps; step++) {
-        struct llama_batch b = next_batch(&r, own, other, o);
+    while (!e && report->step < o->steps) {
+        struct llama_batch b = next_batch(&r.b, own, other, o, report);
         if (!b.n_rows) {
             e = why_set(why, E_INVAL, "There is no text to fit on.");
             break;
         }
-        r.rates = rates_at(o, step);
+        r.rates = rates_at(o, report->step);
         double kl = one_step(&r, &b, o);
-        if (!isfinite(kl)) {
+        if (!isfinite(kl))
             e = why_set(why, E_NONFINITE, "Fitting gave numbers that are not finite at step %d.",
-                        step + 1);
-            break;
-        }
+                        report->step + 1);
         report->n_rows += b.n_rows;
-        if (step < tenth)
+        if (report->step < tenth)
             report->first_kl += kl / tenth;
-        if (step >= o->steps - tenth)
+        if (report->step >= o->steps - tenth)
             report->last_kl += kl / tenth;
-        if (o->progress)
-            o->progress(o->arg, step + 1, o->steps, kl);
+        report->step++;
+        if (!e && o->progress)
+            o->progress(o->arg, report->step, o->steps, kl);
     }
-    llama_tape_close(r.tape);
-    free(r.student), free(r.norm_grad), free(r.id), free(r.start);
-    return e == E_NOMEM ? why_set(why, e, "There is not enough memory for fitting.") : e;
+    e = e ? e : s->t->ops->settle(s->t, why);
+    bench_close(&r.b);
+    s->t->ops->give(s->t, r.norm_grad);
+    return e;
+}
+
+err_t fit_judge(const struct llama *m, const struct train_weights *head, const struct lesson *held,
+                struct train_loss *sum, struct progress *p, struct why *why) {
+    struct bench b;
+    struct llama_batch batch;
+    int32_t next = 0;
+    err_t e = bench_open(&b, m, head, JUDGE_ROWS, false, why);
+    while (!e &&
+           lesson_batch(held, &next, false, JUDGE_ROWS, b.id, b.start, b.follow, b.host, &batch)) {
+        bench_forward(&b, &batch);
+        m->t->ops->distil(m->t, batch.n_rows, m->config.shape.vocab, b.ours, b.theirs, b.target, 1,
+                          0, 1, NULL, sum);
+        if (p)
+            progress_show(p, (uint64_t)next, (uint64_t)held->text.n_seqs);
+    }
+    e = e ? e : m->t->ops->settle(m->t, why);
+    bench_close(&b);
+    return e;
 }

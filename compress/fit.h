@@ -1,17 +1,17 @@
 /* Fitting a student to its fine-tune: text that the fine-tune (and the base) wrote themselves, the
  * KL divergence of the student's predictions from the fine-tune's on it, back-propagation, Adam.
- * Owner and caller: the tool's main thread. */
+ * Of the fine-tune it needs its final rows (struct lesson) and its lm_head alone. Owner and caller:
+ * the tool's main thread. */
 #ifndef COMPRESS_FIT_H
 #define COMPRESS_FIT_H
 
 #include "compress/corpus.h"
-#include "compress/loss.h"
 #include "compress/student.h"
 
 struct fit_options {
     int32_t steps, rows;         /* rows: tokens of one step */
     int32_t max_length;          /* of a sequence */
-    float other_share;           /* of the rows that come from the second corpus */
+    float other_share;           /* of the rows that come from the second lesson */
     float kl_weight, mse_weight; /* of the KL divergence and of the logits' mean squared error */
     struct student_rates rates;  /* at their height: they rise over a tenth of the steps, then fall
                                     along a cosine to 0 */
@@ -19,15 +19,22 @@ struct fit_options {
     void *arg;
 };
 
+/* Where a fit stands: what it needs beside the student to go on. Zeroed: at its beginning. */
 struct fit_report {
-    double first_kl, last_kl; /* means over the first and the last tenth of the steps */
+    int32_t step, next_own, next_other; /* steps done; sequences that come next */
+    double first_kl, last_kl;           /* means over the first and the last tenth of the steps */
     int64_t n_rows;
 };
 
 /* own: text of the fine-tune; other: what it must also answer like the fine-tune (may be empty).
- * Both wrap round. */
-err_t fit_run(struct student *s, const struct gemm *g, const struct corpus *own,
-              const struct corpus *other, const struct fit_options *o, struct fit_report *report,
+ * Both wrap round, and hold final rows of the fine-tune, whose lm_head is `head`. Goes on from
+ * *report. */
+err_t fit_run(struct student *s, const struct train_weights *head, const struct lesson *own,
+              const struct lesson *other, const struct fit_options *o, struct fit_report *report,
               struct why *why);
+
+/* Adds to *sum over every row of the lesson, whose final rows are the fine-tune's. */
+err_t fit_judge(const struct llama *m, const struct train_weights *head, const struct lesson *held,
+                struct train_loss *sum, struct progress *p, struct why *why);
 
 #endif

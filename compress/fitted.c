@@ -2,7 +2,6 @@
 
 #include <math.h>
 #include <stdlib.h>
-#include <unistd.h>
 
 #include "compress/evaluate.h"
 #include "compress/fit.h"
@@ -40,50 +39,53 @@ static const struct fit_options published_defaults = {
 
 struct fitting {
     const struct fitted_options *o;
-    struct gemm gemm;
-    struct llama base, teacher;
+    const struct job_base *base_files;
+    const struct checkpoint *fine;
+    struct train *t;
+    struct llama base, teacher; /* of the teacher lm_head alone stays for the fit */
     struct student student;
-    struct corpus own, other, judge;
+    struct lesson own, other, judge;
     struct progress progress;
     json_t *quality;
 };
 
 /* ---- before anything costs time -------------------------------------------------------------- */
 
-static err_t check_memory(const struct checkpoint *fine, struct why *why) {
-    const struct model_shape *s = &fine->config.shape;
-    double weights = 2.0 * s->vocab * s->dim;
-    for (int p = 0; p < N_PARTS; p++)
-        weights += (double)s->n_layers * part_rows(s, (enum part)p) * part_cols(s, (enum part)p);
-    /* Base, fine-tune and student; signs with their two means; the gradient of a matrix. */
-    double need = weights * 4 * 6.2,
-           have = (double)sysconf(_SC_PHYS_PAGES) * (double)sysconf(_SC_PAGESIZE);
-    if (need <= have)
+/* What lies on the device at once: both models while they write text; then the base, 4 bytes a
+ * weight for the signs of each plane, and what a step leaves for its way back. */
+static err_t check_memory(const struct fitting *f, const struct fit_options *o, struct why *why) {
+    const struct model_config *c = &f->fine->config;
+    size_t each = f->t->ops->weight_bytes;
+    double model = llama_bytes(c, each), vocab = (double)c->shape.vocab,
+           logits = 2.0 * o->rows * vocab * sizeof(float),
+           planes = f->o->bits > f->o->vocab_planes ? f->o->bits : f->o->vocab_planes,
+           writing = 2 * model + (double)(1 << 30),
+           fitting = model + 4 * floor(planes) * llama_bytes(c, 1) + logits +
+                     llama_tape_bytes(c, o->rows, true) +
+                     vocab * c->shape.dim * (sizeof(float) + 2.0 * (double)each),
+           need = writing > fitting ? writing : fitting,
+           have = (double)f->t->ops->memory_free(f->t);
+    if (need <= have || have == 0)
         return E_OK;
     return why_set(why, E_NOMEM,
-                   "Fitting this model takes %.1f GB of memory and this machine has %.1f GB; "
-                   "--instant makes the file from the weights alone.",
-                   need / 1e9, have / 1e9);
+                   "Fitting this model takes %.1f GB of memory and %s has %.1f GB free; --instant "
+                   "makes the file from the weights alone.",
+                   need / 1e9, f->t->ops->describe(f->t), have / 1e9);
 }
 
-/* A model that was not trained from this base differs by about sqrt(2) of its weights' size. */
-static err_t check_distance(const struct fitting *f, const char *base, const char *fine,
-                            struct why *why) {
-    double change = 0, size = 0;
-    for (int32_t i = 0; i < llama_embed(&f->base); i++) {
-        const struct llama_matrix *b = &f->base.matrix[i], *t = &f->teacher.matrix[i];
-        for (size_t l = 0; l < (size_t)b->n * (size_t)b->k; l++) {
-            double d = (double)t->w[l] - (double)b->w[l];
-            change += d * d, size += (double)b->w[l] * (double)b->w[l];
-        }
-    }
-    double distance = size > 0 ? sqrt(change / size) : 0;
-    if (distance <= 1)
-        return E_OK;
-    return why_set(why, E_WRONG_BASE,
-                   "%s is not a fine-tune of %s: its weights differ by %.2f times the size of the "
-                   "base's (a fine-tune: well below 1; unrelated models: about 1.4)",
-                   fine, base, distance);
+static err_t read_models(struct fitting *f, struct why *why) {
+    struct llama_files base = {&f->base_files->checkpoint, true}, fine = {f->fine, false};
+    progress_begin(&f->progress, "read base");
+    err_t e = llama_load(&f->base, f->t, &base.files->config, llama_source_files(&base),
+                         &f->progress, why);
+    progress_end(&f->progress);
+    if (e || f->o->steps == 0)
+        return e;
+    progress_begin(&f->progress, "read model");
+    e = llama_load(&f->teacher, f->t, &fine.files->config, llama_source_files(&fine), &f->progress,
+                   why);
+    progress_end(&f->progress);
+    return e;
 }
 
 /* ---- text -------------------------------------------------------------------------------------
@@ -91,49 +93,53 @@ static err_t check_distance(const struct fitting *f, const char *base, const cha
 
 /* Documents that the model writes from its beginning, until there are n ids. */
 static err_t write_text(struct fitting *f, const struct llama *m, double n, uint64_t seed,
-                        int32_t max_length, struct corpus *out, struct why *why) {
+                        int32_t max_length, struct lesson *out, struct why *why) {
     struct sample_options o = {.temperature = 1, .seed = seed};
     o.stop = m->config.eos_id, o.n_stop = m->config.n_eos;
     err_t e = E_OK;
-    while (!e && (double)out->n_ids < n) {
-        e = sample_documents(m, &f->gemm, SAMPLE_AT_ONCE, max_length, &o, out);
+    while (!e && (double)out->text.n_ids < n) {
+        e = sample_documents(m, SAMPLE_AT_ONCE, max_length, &o, out, why);
         o.seed += 1000003;
-        progress_show(&f->progress, (uint64_t)(f->own.n_ids + f->other.n_ids),
+        progress_show(&f->progress, (uint64_t)(f->own.text.n_ids + f->other.text.n_ids),
                       (uint64_t)((double)f->o->steps * ROWS / passes));
     }
-    return e ? why_set(why, e, "There is not enough memory for the calibration text.") : E_OK;
+    return e;
 }
 
-static err_t read_text(struct fitting *f, const struct job_base *base, int32_t max_length,
-                       struct why *why) {
+static err_t read_text(struct fitting *f, int32_t max_length, struct corpus *out, struct why *why) {
     struct tokenizer *t = NULL;
     char *text = NULL;
     size_t n = 0;
-    err_t e = tokenizer_open(&t, base->checkpoint.dir, why);
+    err_t e = tokenizer_open(&t, f->base_files->checkpoint.dir, why);
     e = e ? e : corpus_read_file(f->o->calibration, &text, &n, why);
-    e = e ? e : corpus_add_text(&f->other, t, text, n, max_length, why);
-    if (!e && !f->other.n_seqs)
+    e = e ? e : corpus_add_text(out, t, text, n, max_length, why);
+    if (!e && !out->n_seqs)
         e = why_set(why, E_INVAL, "%s holds no text.", f->o->calibration);
     free(text);
     tokenizer_close(t);
     return e;
 }
 
-static err_t gather_text(struct fitting *f, const struct job_base *base,
-                         const struct fit_options *o, struct why *why) {
+static err_t gather_text(struct fitting *f, const struct fit_options *o, struct why *why) {
     int32_t context = f->teacher.config.context,
             length = context < o->max_length ? context : o->max_length;
     double ids = (double)f->o->steps * o->rows / passes, own = 1 - (double)o->other_share;
+    size_t row_bytes = (size_t)f->fine->config.shape.dim * f->t->ops->weight_bytes;
+    struct lesson other = {0}; /* as it was written, or given */
+    f->own.row_bytes = f->other.row_bytes = f->judge.row_bytes = row_bytes;
     progress_begin(&f->progress, "write text");
     err_t e = write_text(f, &f->teacher, JUDGE_ROWS, f->o->seed + 77, length, &f->judge, why);
     if (!e && own > 0)
         e = write_text(f, &f->teacher, ids * own, f->o->seed, length, &f->own, why);
     if (!e && f->o->calibration)
-        e = read_text(f, base, length, why);
+        e = read_text(f, length, &other.text, why);
     else if (!e)
-        e = write_text(f, &f->base, ids * (double)o->other_share, f->o->seed, length, &f->other,
-                       why);
+        e = write_text(f, &f->base, ids * (double)o->other_share, f->o->seed, length, &other, why);
     progress_end(&f->progress);
+    progress_begin(&f->progress, "read text");
+    e = e ? e : lesson_read(&f->other, &f->teacher, &other.text, o->rows, &f->progress, why);
+    progress_end(&f->progress);
+    lesson_free(&other);
     return e;
 }
 
@@ -145,9 +151,15 @@ static void show(void *arg, int32_t done, int32_t total, double kl) {
     progress_show(arg, (uint64_t)done, (uint64_t)total);
 }
 
+static const struct train_weights *head_of(const struct fitting *f) {
+    return &f->teacher.matrix[llama_head(&f->teacher)];
+}
+
 static err_t judge(struct fitting *f, const char *when, struct why *why) {
-    struct loss l = {0};
-    err_t e = evaluate_text(&f->student.model, &f->teacher, &f->gemm, &f->judge, &l, why);
+    struct train_loss l = {0};
+    progress_begin(&f->progress, "judge");
+    err_t e = fit_judge(&f->student.model, head_of(f), &f->judge, &l, &f->progress, why);
+    progress_end(&f->progress);
     if (e)
         return e;
     json_t *now =
@@ -160,76 +172,99 @@ static err_t judge(struct fitting *f, const char *when, struct why *why) {
     return E_OK;
 }
 
-static err_t fit(struct fitting *f, const struct job_base *base, json_t *made, struct why *why) {
-    struct fit_options o = f->o->published ? published_defaults : fit_defaults;
-    o.steps = f->o->steps;
-    if (o.max_length > f->teacher.config.context)
-        o.max_length = f->teacher.config.context;
-    if (f->o->published && !f->o->calibration)
-        return why_set(why, E_USAGE,
-                       "The published method is distilled on a text: give --calibration FILE.");
-    err_t e = gather_text(f, base, &o, why);
+static err_t fit(struct fitting *f, struct fit_options *o, json_t *made, struct why *why) {
+    struct fit_report r = {0};
     f->quality =
         json_pack("{s:s}", "measured_on", "text sampled from the fine-tune, not used in fitting");
-    e = e ? e : judge(f, "before_fitting", why);
+    err_t e = judge(f, "before_fitting", why);
     progress_begin(&f->progress, "fit");
-    o.progress = show, o.arg = &f->progress;
-    struct fit_report r;
-    e = e ? e : fit_run(&f->student, &f->gemm, &f->own, &f->other, &o, &r, why);
+    o->progress = show, o->arg = &f->progress;
+    e = e ? e : fit_run(&f->student, head_of(f), &f->own, &f->other, o, &r, why);
     progress_end(&f->progress);
     if (e)
         return e;
-    json_object_set_new(made, "steps", json_integer(o.steps));
+    json_object_set_new(made, "steps", json_integer(o->steps));
     json_object_set_new(made, "tokens", json_integer(r.n_rows));
     json_object_set_new(made, "seed", json_integer((json_int_t)f->o->seed));
     json_object_set_new(made, "calibration",
                         json_string(f->o->calibration ? job_name_of(f->o->calibration)
                                                       : "text of the fine-tune and of the base"));
-    student_round(&f->student, &f->gemm);
-    return judge(f, "fitted", why);
+    e = student_round(&f->student, why);
+    return e ? e : judge(f, "fitted", why);
 }
 
-/* What the budget leaves for low-rank pairs in the linears, per weight. */
-static double pair_bits(const struct model_shape *s, double bits, int32_t planes) {
+/* ---- the budget --------------------------------------------------------------------------------
+ */
+
+void fitted_choose(const struct fitted_options *o, const struct model_shape *s,
+                   struct budget_choice *choice) {
+    int32_t planes = (int32_t)o->bits, n_linears = s->n_layers * N_PARTS;
     double scales = 0, weights = 0;
     for (int p = 0; p < N_PARTS; p++) {
         double n = part_rows(s, (enum part)p), k = part_cols(s, (enum part)p);
-        scales += 16 * (n + k);
-        weights += n * k;
+        scales += 16 * (n + k) * s->n_layers;
+        weights += n * k * s->n_layers;
     }
-    double left = bits - planes * (1 + scales / weights);
-    return left > 0 ? left : 0;
+    /* What signs and scales leave goes to pairs of one direction each, as far as it lasts. */
+    double left = o->published ? 0 : o->bits * weights - planes * (weights + scales);
+    for (int32_t i = 0; i < n_linears; i++) {
+        enum part p = (enum part)(i % N_PARTS);
+        double cost = 16.0 * (part_rows(s, p) + part_cols(s, p));
+        choice[i] = (struct budget_choice){.planes = planes, .rank = left >= cost};
+        choice[i].scales = o->published ? SCALES_ONE : SCALES_BOTH;
+        left -= choice[i].rank * cost;
+    }
+    for (int32_t i = n_linears; i < n_linears + 2; i++)
+        choice[i] = (struct budget_choice){.planes = o->vocab_planes,
+                                           .rank = i > n_linears ? 8 : 0,
+                                           .scales = SCALES_BOTH,
+                                           .exact = o->dense_vocab || o->published};
+}
+
+/* ---- the whole ---------------------------------------------------------------------------------
+ */
+
+static err_t open_student(struct fitting *f, struct why *why) {
+    struct budget_choice *choice = calloc((size_t)f->base.n_matrices, sizeof *choice);
+    if (!choice)
+        return why_set(why, E_NOMEM, "not enough memory");
+    fitted_choose(f->o, &f->fine->config.shape, choice);
+    if (f->teacher.t)
+        llama_release(&f->teacher, llama_head(&f->teacher));
+    progress_begin(&f->progress, "difference");
+    err_t e = student_open(&f->student, f->t, &f->base, &f->base_files->checkpoint, f->fine, choice,
+                           &f->progress, why);
+    progress_end(&f->progress);
+    free(choice);
+    return e;
 }
 
 err_t fitted_write(const struct job_base *base, const struct checkpoint *fine,
                    const struct fitted_options *o, struct tenant_writer *w, struct report *report,
                    json_t *made, json_t **quality, struct why *why) {
-    struct fitting f = {.o = o};
-    int32_t planes = (int32_t)o->bits;
-    struct student_plan plan = {
-        .planes = planes,
-        .vocab_planes = o->vocab_planes,
-        .vocab_rank = o->published ? 0 : 8,
-        .pair_bits = o->published ? 0 : pair_bits(&fine->config.shape, o->bits, planes),
-        .scalar = o->published,
-        .dense_vocab = o->dense_vocab || o->published};
-    err_t e = check_memory(fine, why);
-    e = e ? e : gemm_open(&f.gemm, 0);
-    e = e ? e : llama_load(&f.base, &base->checkpoint, why);
-    e = e ? e : llama_load(&f.teacher, fine, why);
-    e = e ? e : check_distance(&f, base->checkpoint.dir, fine->dir, why);
-    e = e ? e : student_open(&f.student, &f.gemm, &f.base, &f.teacher, &plan, why);
+    struct fitting f = {.o = o, .base_files = base, .fine = fine};
+    struct fit_options options = o->published ? published_defaults : fit_defaults;
+    options.steps = o->steps;
+    if (options.max_length > fine->config.context)
+        options.max_length = fine->config.context;
+    err_t e = train_cpu_open(&f.t, 0, why);
+    e = e ? e : check_memory(&f, &options, why);
+    e = e ? e : read_models(&f, why);
     if (!e && o->steps > 0)
-        e = fit(&f, base, made, why);
+        e = gather_text(&f, &options, why);
+    e = e ? e : open_student(&f, why);
+    if (!e && o->steps > 0)
+        e = fit(&f, &options, made, why);
     else if (!e)
-        student_round(&f.student, &f.gemm);
+        e = student_round(&f.student, why);
     e = e ? e : student_write(&f.student, w, report, why);
     if (!e)
         *quality = f.quality, f.quality = NULL;
     json_decref(f.quality);
-    corpus_free(&f.own), corpus_free(&f.other), corpus_free(&f.judge);
+    lesson_free(&f.own), lesson_free(&f.other), lesson_free(&f.judge);
     student_free(&f.student);
     llama_free(&f.teacher), llama_free(&f.base);
-    gemm_close(&f.gemm);
+    if (f.t)
+        f.t->ops->close(f.t);
     return e;
 }

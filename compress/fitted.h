@@ -1,9 +1,12 @@
 /* Compressing with fitting: from two checkpoints to the tensors of a tenant file that answers like
- * the fine-tune. Both models and the student lie in memory in FP32, so this is for models that fit
- * there about six times over; compress/diff.h needs no more than one matrix. */
+ * the fine-tune. Base, fine-tune and the student's signs lie on one device (compress/fitted.c
+ * counts them before it starts), weights are streamed there; compress/diff.h needs no more than one
+ * matrix.
+ */
 #ifndef COMPRESS_FITTED_H
 #define COMPRESS_FITTED_H
 
+#include "compress/budget.h"
 #include "compress/job.h"
 
 struct fitted_options {
@@ -16,6 +19,10 @@ struct fitted_options {
     int32_t steps;
     uint64_t seed;
 };
+
+/* How each matrix is stored: choice [L * N_PARTS + 2]. */
+void fitted_choose(const struct fitted_options *o, const struct model_shape *s,
+                   struct budget_choice *choice);
 
 /* Fits and writes all tensors. made gets what was done; *quality (given to the caller) what was
  * measured on text that was not fitted on. Errors: E_WRONG_BASE, E_NOMEM, E_INVAL, E_IO, E_FORMAT,

@@ -1,30 +1,31 @@
-/* The calibration model: a Llama in FP32 on the CPU, with gradients of every weight.
+/* The calibration model: a Llama on a struct train's device, with gradients of every weight.
  *
  * It exists to fit and to judge tenants offline, where the serving kernels' fixed point and paged
- * cache would be in the way: a plain forward pass over whole sequences, back-propagation, and a
- * cached decode for sampling. Weights lie dense in FP32; a tenant is its base plus its planes,
- * materialised. Owner and caller: the tool's main thread; the work is spread over the gemm's pool.
+ * cache would be in the way: a plain forward pass over whole sequences, back-propagation, and
+ * (compress/sample.c) a cached decode. A model either holds dense weights or says right before each
+ * product what they are (compress/student.c merges base and delta there), so a tenant in the making
+ * needs no dense copy. Written once for all devices. Owner and caller: the tool's main thread.
  *
- * Shape letters as in kernels/kernels.h; M rows (tokens of all sequences of a batch). */
+ * Shape letters as in kernels/train.h. */
 #ifndef COMPRESS_LLAMA_H
 #define COMPRESS_LLAMA_H
 
-#include "compress/gemm.h"
+#include "compress/command.h"
 #include "engine/checkpoint.h"
 #include "kernels/kernels.h"
-
-struct llama_matrix {
-    float *w; /* [n, k] */
-    int32_t n, k;
-};
+#include "kernels/train.h"
 
 /* Matrices are numbered layer by layer in the order of enum part, then embedding and lm_head. */
 struct llama {
+    struct train *t; /* borrowed; outlives the model */
     struct model_config config;
-    struct llama_matrix *matrix; /* [n_matrices] owned */
-    int32_t n_matrices;          /* L * N_PARTS + 2 */
-    float *norm;                 /* [2L + 1, D] owned: attn, ffn of each layer; final */
-    float *rope;                 /* [context, E/2, 2] owned */
+    struct train_weights *matrix; /* [n_matrices] owned; w NULL where `weights` makes them */
+    int32_t n_matrices;           /* L * N_PARTS + 2 */
+    float *norm;                  /* device [2L + 1, D] owned: attn, ffn of each layer; final */
+    float *rope;                  /* device [context, E/2, 2] owned */
+    /* The weights of a matrix, valid until the next call; NULL: matrix[i] are there. */
+    struct train_weights (*weights)(void *arg, int32_t i_matrix);
+    void *arg;
 };
 
 static inline int32_t llama_part(int32_t layer, enum part p) {
@@ -33,18 +34,46 @@ static inline int32_t llama_part(int32_t layer, enum part p) {
 static inline int32_t llama_embed(const struct llama *m) {
     return m->n_matrices - 2;
 }
-/* When tied, this matrix's w is the embedding's. */
 static inline int32_t llama_head(const struct llama *m) {
     return m->n_matrices - 1;
 }
+static inline struct train_weights llama_weights(const struct llama *m, int32_t i) {
+    return m->weights ? m->weights(m->arg, i) : m->matrix[i];
+}
+/* Name of a matrix's tensor in a checkpoint; lm_head's is the embedding's when tied. */
+void llama_tensor(char *out, size_t n, const struct model_config *c, int32_t i_matrix);
 
-/* Zeroed weights of the config's shapes, norms 1, rope filled. Free with llama_free, also on error.
- */
-err_t llama_make(struct llama *m, const struct model_config *config, struct why *why);
-err_t llama_load(struct llama *m, const struct checkpoint *c, struct why *why);
+/* Where weights come from. Rows [first, first + n) of a matrix [.., k], and all norms [2L + 1, D],
+ * in FP32; rows is called from several threads at once, unless one_by_one. */
+struct llama_source {
+    bool one_by_one;
+    err_t (*rows)(void *arg, int32_t i_matrix, int32_t first, int32_t n, float *out,
+                  struct why *why);
+    err_t (*norms)(void *arg, float *out, struct why *why);
+    void *arg;
+};
+/* Of a checkpoint, in its stored precision; served: rounded to FP16, as the server has them. */
+struct llama_files {
+    const struct checkpoint *files;
+    bool served;
+};
+struct llama_source llama_source_files(struct llama_files *f);
+
+/* The shapes of the config, norms 1, rope filled, and zeroed weights unless `shell`. E_NOMEM. Free
+ * with llama_free, also on error. */
+err_t llama_make(struct llama *m, struct train *t, const struct model_config *config, bool shell,
+                 struct why *why);
+/* Made and filled, a block of rows at a time: the host never holds a matrix. p: NULL for none. */
+err_t llama_load(struct llama *m, struct train *t, const struct model_config *config,
+                 struct llama_source from, struct progress *p, struct why *why);
+/* Gives all weights back but those of matrix `keep` (-1: none is kept). */
+void llama_release(struct llama *m, int32_t keep);
 void llama_free(struct llama *m);
+/* Bytes of its weights on a device. */
+double llama_bytes(const struct model_config *c, size_t weight_bytes);
 
-/* Sequences laid end to end; each starts at position 0 and is no longer than the context. */
+/* Sequences laid end to end, on the host; each starts at position 0 and is no longer than the
+ * context. */
 struct llama_batch {
     int32_t n_rows, n_seqs;
     const int32_t *id;    /* [n_rows] below the vocabulary */
@@ -53,26 +82,32 @@ struct llama_batch {
 
 /* What a forward pass leaves for the backward pass. One per use, reused from batch to batch. */
 struct llama_tape;
-/* max_rows of a batch, max_length of a sequence in it. E_NOMEM. */
-err_t llama_tape_open(struct llama_tape **out, const struct llama *m, const struct gemm *g,
-                      int32_t max_rows, int32_t max_length);
+/* max_rows of a batch. back: gradients will be asked for; without, layers share their memory. */
+err_t llama_tape_open(struct llama_tape **out, const struct llama *m, int32_t max_rows, bool back,
+                      struct why *why);
 void llama_tape_close(struct llama_tape *t);
+/* Bytes it takes on a device. */
+double llama_tape_bytes(const struct model_config *c, int32_t max_rows, bool back);
+/* The last forward pass: its rows after the final norm, device [M, D]; and the input that a matrix
+ * of a layer was multiplied with, device [M, k] (back alone). */
+const float *llama_final(const struct llama_tape *t);
+const float *llama_input(const struct llama_tape *t, const struct llama *m, int32_t i_matrix);
 
-/* logits [M, V], V = vocabulary of m. Ids, lengths and M are the caller's to keep. */
-void llama_forward(const struct llama *m, const struct gemm *g, const struct llama_batch *b,
-                   struct llama_tape *t, float *logits);
+/* logits: device [M, V], V = vocabulary of m; NULL: up to llama_final alone. */
+void llama_forward(const struct llama *m, const struct llama_batch *b, struct llama_tape *t,
+                   float *logits);
 
-/* Receives the gradient of one matrix, [n, k], valid during the call. It may change that matrix's
- * weights: they are not read again in this pass. Order: lm_head, last layer .. first, embedding.
- * When tied, the embedding gets the sum and lm_head no call. */
+/* Receives the gradient of one matrix, device [n, k], valid during the call. It may change that
+ * matrix's weights: they are not read again in this pass. Order: lm_head, last layer .. first,
+ * embedding. When tied, the embedding gets the sum and lm_head no call. wants: NULL for all. */
 struct llama_sink {
     void (*matrix)(void *arg, int32_t i_matrix, float *grad);
+    bool (*wants)(void *arg, int32_t i_matrix);
     void *arg;
 };
-/* dlogits [M, V]: gradient of the loss. dnorm [2L + 1, D]: written.
- * The batch, tape and weights must be those of the last llama_forward. */
-void llama_backward(struct llama *m, const struct gemm *g, const struct llama_batch *b,
-                    struct llama_tape *t, const float *dlogits, float *dnorm,
+/* dlogits: device [M, V], gradient of the loss. dnorm: device [2L + 1, D], written. The batch, tape
+ * and weights must be those of the last llama_forward. */
+void llama_backward(const struct llama *m, struct llama_tape *t, const float *dlogits, float *dnorm,
                     struct llama_sink sink);
 
 #endif

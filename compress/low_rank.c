@@ -1,6 +1,6 @@
-/* Randomised subspace iteration (Halko, Martinsson, Tropp 2011): a few products with D and D' turn
- * a random subspace into that of the largest singular vectors; a Jacobi rotation of the small Gram
- * matrix then sorts them. */
+/* Randomised subspace iteration (Halko, Martinsson, Tropp 2011): a few products with D H D' turn a
+ * random subspace into that of its largest eigenvectors U; then b = U, a = U' D. What is small, the
+ * [q, q] Gram matrices, is done on the host by Jacobi rotations. */
 #include "compress/low_rank.h"
 
 #include <math.h>
@@ -8,41 +8,23 @@
 #include <string.h>
 
 enum { EXTRA = 6, ITERATIONS = 4, SWEEPS = 30, MAX_RANK = 256 };
-
-/* Columns of y [n, q] to an orthonormal set (modified Gram-Schmidt, twice for the rounding). */
-static void orthonormal(float *y, int32_t n, int32_t q) {
-    for (int32_t j = 0; j < q; j++) {
-        for (int turn = 0; turn < 2; turn++)
-            for (int32_t i = 0; i < j; i++) {
-                double dot = 0;
-                for (int32_t r = 0; r < n; r++)
-                    dot += (double)y[(size_t)r * (size_t)q + (size_t)i] *
-                           (double)y[(size_t)r * (size_t)q + (size_t)j];
-                for (int32_t r = 0; r < n; r++)
-                    y[(size_t)r * (size_t)q + (size_t)j] -=
-                        (float)dot * y[(size_t)r * (size_t)q + (size_t)i];
-            }
-        double norm = 0;
-        for (int32_t r = 0; r < n; r++)
-            norm += (double)y[(size_t)r * (size_t)q + (size_t)j] *
-                    (double)y[(size_t)r * (size_t)q + (size_t)j];
-        /* A column inside the span of the others is noise: leave it 0. */
-        float inv = norm > 1e-24 ? (float)(1 / sqrt(norm)) : 0;
-        for (int32_t r = 0; r < n; r++)
-            y[(size_t)r * (size_t)q + (size_t)j] *= inv;
-    }
-}
+/* Of the largest eigenvalue of a Gram matrix in FP32: below is rounding noise. */
+static const double noise = 1e-6;
 
 /* Eigenvectors of the symmetric m [q, q] into the columns of u; m becomes diagonal. */
 static void jacobi(double *m, double *u, int32_t q) {
     for (int32_t i = 0; i < q * q; i++)
         u[i] = i / q == i % q;
-    for (int sweep = 0; sweep < SWEEPS; sweep++)
+    bool turned = true;
+    for (int sweep = 0; turned && sweep < SWEEPS; sweep++) {
+        turned = false;
         for (int32_t i = 0; i < q; i++)
             for (int32_t j = i + 1; j < q; j++) {
                 double off = m[i * q + j];
-                if (fabs(off) < 1e-300)
+                if (fabs(off) < 1e-300 ||
+                    fabs(off) < 1e-14 * sqrt(fabs(m[i * q + i]) * fabs(m[j * q + j])))
                     continue;
+                turned = true;
                 double theta = (m[j * q + j] - m[i * q + i]) / (2 * off);
                 double t = (theta >= 0 ? 1 : -1) / (fabs(theta) + sqrt(theta * theta + 1));
                 double c = 1 / sqrt(t * t + 1), s = t * c;
@@ -57,75 +39,137 @@ static void jacobi(double *m, double *u, int32_t q) {
                     m[i * q + l] = c * x - s * y, m[j * q + l] = s * x + c * y;
                 }
             }
+    }
 }
 
-/* b, a from the subspace: t [q, k] = y' d, y [n, q]. Returns the energy held. */
-static double largest(int32_t n, int32_t k, int32_t q, int32_t rank, const float *y, const float *t,
-                      double *m, double *u, float *b, float *a) {
-    for (int32_t i = 0; i < q; i++)
-        for (int32_t j = 0; j < q; j++) {
-            double dot = 0;
-            for (int32_t l = 0; l < k; l++)
-                dot += (double)t[(size_t)i * (size_t)k + (size_t)l] *
-                       (double)t[(size_t)j * (size_t)k + (size_t)l];
-            m[i * q + j] = dot;
+/* One call's memory: tall pieces and a [q, q] one on the device, small ones on the host. */
+struct iteration {
+    struct train *t;
+    int32_t n, k, q;
+    float *y, *z, *hz, *turned, *small; /* device [n, q], [k, q], [k, q], [max(n, k), q], [q, q] */
+    float *gram;                        /* host [q, q] */
+    double *m, *u, *g;                  /* host [q, q] each */
+};
+
+/* m [q, q] = x' y of tall matrices [rows, q]. */
+static void gram(struct iteration *w, int32_t rows, const float *x, const float *y, double *m) {
+    size_t q = (size_t)w->q;
+    w->t->ops->gemm(w->t, w->q, w->q, rows, train_mat_t(x, q), train_mat(y, q), w->small, q, false);
+    w->t->ops->get(w->t, w->gram, w->small, q * q * sizeof *w->gram);
+    for (int32_t i = 0; i < w->q; i++)
+        for (int32_t j = 0; j < w->q; j++)
+            m[i * w->q + j] = ((double)w->gram[i * w->q + j] + (double)w->gram[j * w->q + i]) / 2;
+}
+
+/* Columns of x [rows, q] to an orthonormal set, twice for the rounding. A direction that holds
+ * nothing but noise is left 0. */
+static void orthonormal(struct iteration *w, int32_t rows, float *x) {
+    size_t q = (size_t)w->q, tall = (size_t)rows * q;
+    for (int turn = 0; turn < 2; turn++) {
+        gram(w, rows, x, x, w->m);
+        jacobi(w->m, w->u, w->q);
+        double top = 0;
+        for (size_t j = 0; j < q; j++)
+            top = w->m[j * q + j] > top ? w->m[j * q + j] : top;
+        for (size_t i = 0; i < q * q; i++) {
+            double size = w->m[i % q * q + i % q];
+            w->gram[i] = size > noise * top && size > 0 ? (float)(w->u[i] / sqrt(size)) : 0;
         }
-    jacobi(m, u, q);
-    double held = 0;
-    memset(a, 0, (size_t)rank * (size_t)k * sizeof *a);
-    memset(b, 0, (size_t)n * (size_t)rank * sizeof *b);
-    for (int32_t r = 0; r < rank; r++) {
-        int32_t best = 0; /* the largest eigenvalue that is left */
-        for (int32_t i = 1; i < q; i++)
-            if (m[i * q + i] > m[best * q + best])
+        w->t->ops->put(w->t, w->small, w->gram, q * q * sizeof *w->gram);
+        w->t->ops->gemm(w->t, rows, w->q, w->q, train_mat(x, q), train_mat(w->small, q), w->turned,
+                        q, false);
+        w->t->ops->copy(w->t, x, w->turned, tall * sizeof *x);
+    }
+}
+
+/* z = D' y, and hz = H z. */
+static const float *back(struct iteration *w, const float *d, const float *h) {
+    size_t q = (size_t)w->q, k = (size_t)w->k;
+    w->t->ops->gemm(w->t, w->k, w->q, w->n, train_mat_t(d, k), train_mat(w->y, q), w->z, q, false);
+    if (!h)
+        return w->z;
+    w->t->ops->gemm(w->t, w->k, w->q, w->k, train_mat(h, k), train_mat(w->z, q), w->hz, q, false);
+    return w->hz;
+}
+
+static void iterate(struct iteration *w, const float *d, const float *h) {
+    size_t q = (size_t)w->q, k = (size_t)w->k, nz = k * q;
+    float *start = malloc(nz * sizeof *start);
+    uint32_t state = 1;
+    for (size_t i = 0; start && i < nz; i++) {
+        state = state * 1664525u + 1013904223u;
+        start[i] = (float)(state >> 8) / 8388608.0f - 1.0f;
+    }
+    if (start)
+        w->t->ops->put(w->t, w->hz, start, nz * sizeof *start);
+    free(start);
+    const float *from = w->hz;
+    for (int i = 0; i <= ITERATIONS; i++) {
+        w->t->ops->gemm(w->t, w->n, w->q, w->k, train_mat(d, k), train_mat(from, q), w->y, q,
+                        false);
+        orthonormal(w, w->n, w->y);
+        from = back(w, d, h);
+        if (i < ITERATIONS)
+            orthonormal(w, w->k, (float *)from);
+    }
+    gram(w, w->k, w->z, from, w->m); /* y' D H D' y */
+    gram(w, w->k, w->z, w->z, w->g);
+    jacobi(w->m, w->u, w->q);
+}
+
+/* Of the subspace, the `rank` largest directions, balanced. */
+static void largest(struct iteration *w, int32_t rank, float *b, float *a, double *held) {
+    size_t q = (size_t)w->q;
+    float *to_a = w->gram, *to_b = malloc(q * (size_t)rank * sizeof *to_b); /* [q, rank] */
+    for (int32_t r = 0; to_b && r < rank; r++) {
+        size_t best = 0; /* the largest eigenvalue that is left */
+        for (size_t i = 1; i < q; i++)
+            if (w->m[i * q + i] > w->m[best * q + best])
                 best = i;
-        double value = m[best * q + best] > 0 ? m[best * q + best] : 0, root = sqrt(sqrt(value));
-        m[best * q + best] = -1;
-        held += value;
-        for (int32_t i = 0; i < q; i++) {
-            float to_a = root > 0 ? (float)(u[i * q + best] / root) : 0,
-                  to_b = (float)(u[i * q + best] * root);
-            for (int32_t l = 0; l < k; l++)
-                a[(size_t)r * (size_t)k + (size_t)l] += to_a * t[(size_t)i * (size_t)k + (size_t)l];
-            for (int32_t l = 0; l < n; l++)
-                b[(size_t)l * (size_t)rank + (size_t)r] +=
-                    to_b * y[(size_t)l * (size_t)q + (size_t)i];
+        double value = w->m[best * q + best], length = 0;
+        w->m[best * q + best] = -1;
+        if (held)
+            held[r] = value > 0 ? value : 0;
+        for (size_t i = 0; i < q; i++)
+            for (size_t j = 0; j < q; j++)
+                length += w->u[i * q + best] * w->g[i * q + j] * w->u[j * q + best];
+        double root = length > 0 && value > 0 ? sqrt(sqrt(length)) : 0;
+        for (size_t i = 0; i < q; i++) {
+            to_b[i * (size_t)rank + (size_t)r] = (float)(w->u[i * q + best] * root);
+            to_a[i * (size_t)rank + (size_t)r] = root > 0 ? (float)(w->u[i * q + best] / root) : 0;
         }
     }
-    return held;
+    size_t r = (size_t)rank, bytes = q * r * sizeof(float);
+    const struct train_ops *op = w->t->ops;
+    op->put(w->t, w->small, to_a, bytes);
+    op->gemm(w->t, rank, w->k, w->q, train_mat_t(w->small, r), train_mat_t(w->z, q), a,
+             (size_t)w->k, false);
+    if (to_b)
+        op->put(w->t, w->small, to_b, bytes);
+    op->gemm(w->t, w->n, rank, w->q, train_mat(w->y, q), train_mat(w->small, r), b, r, false);
+    free(to_b);
 }
 
-err_t low_rank(const struct gemm *g, int32_t n, int32_t k, int32_t rank, const float *d, float *b,
-               float *a, double *share) {
-    int32_t least = n < k ? n : k, q = rank + EXTRA < least ? rank + EXTRA : least;
+err_t low_rank(struct train *t, int32_t n, int32_t k, int32_t rank, const float *d, const float *h,
+               float *b, float *a, double *held) {
+    int32_t least = n < k ? n : k, longer = n > k ? n : k;
+    struct iteration w = {.t = t, .n = n, .k = k, .q = rank + EXTRA < least ? rank + EXTRA : least};
     if (rank < 1 || rank > MAX_RANK || rank > least)
         return E_INVAL;
-    size_t ny = (size_t)n * (size_t)q, nz = (size_t)k * (size_t)q;
-    float *y = malloc((ny + 2 * nz) * sizeof *y), *z = y + ny, *t = z + nz; /* [n,q] [k,q] [q,k] */
-    double *m = malloc(2 * (size_t)(q * q) * sizeof *m);
-    if (!y || !m) {
-        free(y), free(m);
-        return E_NOMEM;
+    size_t q = (size_t)w.q, ny = (size_t)n * q, nz = (size_t)k * q, nt = (size_t)longer * q;
+    float *block = NULL;
+    w.m = malloc(3 * q * q * sizeof *w.m);
+    w.gram = malloc(q * q * sizeof *w.gram);
+    err_t e = w.m && w.gram
+                  ? t->ops->take(t, (ny + 2 * nz + nt + q * q) * sizeof *block, (void **)&block)
+                  : E_NOMEM;
+    if (!e) {
+        w.u = w.m + q * q, w.g = w.u + q * q;
+        w.y = block, w.z = w.y + ny, w.hz = w.z + nz, w.turned = w.hz + nz, w.small = w.turned + nt;
+        iterate(&w, d, h);
+        largest(&w, rank, b, a, held);
     }
-    uint32_t state = 1;
-    for (size_t i = 0; i < nz; i++) {
-        state = state * 1664525u + 1013904223u;
-        z[i] = (float)(state >> 8) / 8388608.0f - 1.0f;
-    }
-    for (int i = 0; i <= ITERATIONS; i++) {
-        if (i > 0)
-            orthonormal(z, k, q);
-        gemm(g, n, q, k, mat_of(d, (size_t)k), mat_of(z, (size_t)q), y, (size_t)q, false);
-        orthonormal(y, n, q);
-        gemm(g, k, q, n, mat_transposed(d, (size_t)k), mat_of(y, (size_t)q), z, (size_t)q, false);
-    }
-    for (int32_t i = 0; i < q; i++)
-        for (int32_t l = 0; l < k; l++)
-            t[(size_t)i * (size_t)k + (size_t)l] = z[(size_t)l * (size_t)q + (size_t)i];
-    double energy = 0, held = largest(n, k, q, rank, y, t, m, m + q * q, b, a);
-    for (size_t i = 0; i < (size_t)n * (size_t)k; i++)
-        energy += (double)d[i] * (double)d[i];
-    *share = energy > 0 ? held / energy : 0;
-    free(y), free(m);
-    return 0;
+    t->ops->give(t, block);
+    free(w.m), free(w.gram);
+    return e;
 }

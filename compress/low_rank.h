@@ -1,12 +1,15 @@
-/* The nearest matrix of a small rank, by subspace iteration from a fixed random start. */
+/* The nearest matrix of a small rank, by subspace iteration from a fixed random start; the large
+ * products run on the device, the small ones on the host. */
 #ifndef COMPRESS_LOW_RANK_H
 #define COMPRESS_LOW_RANK_H
 
-#include "compress/gemm.h"
+#include "kernels/train.h"
 
-/* d [n, k] ~ b a with b [n, rank], a [rank, k], their columns and rows balanced in size. share: how
- * much of d's energy (sum of squares) b a holds, 0 when d is 0. rank <= min(n, k). E_NOMEM. */
-err_t low_rank(const struct gemm *g, int32_t n, int32_t k, int32_t rank, const float *d, float *b,
-               float *a, double *share);
+/* d [n, k] ~ b a with b [n, rank], a [rank, k], their columns and rows balanced in size; all on the
+ * device. h [k, k] symmetric: nearest in the sense of (d - b a) h (d - b a)', the error of outputs
+ * for inputs with these second moments; NULL: plainly nearest. held [rank]: the singular values,
+ * squared, falling (of d h^1/2 with h); NULL: not asked for. rank <= min(n, k), 256. E_NOMEM. */
+err_t low_rank(struct train *t, int32_t n, int32_t k, int32_t rank, const float *d, const float *h,
+               float *b, float *a, double *held);
 
 #endif

@@ -5,155 +5,143 @@
 #include <string.h>
 
 #include "compress/corpus.h"
-#include "compress/llama_rows.h"
 
-/* Sequences at once: enough rows for the product to run at its speed, and a bound on the cache. */
-enum { WAVE = 192, MAX_CACHE_FLOATS = 1 << 28 };
+/* Sequences at once: enough rows for the product to run at its speed. */
+enum { WAVE = 192 };
+/* Of the device's free memory, for the cache. */
+static const double cache_share = 0.6;
 
 struct wave {
     const struct llama *m;
-    const struct gemm *g;
+    struct train *t;
     int32_t cap_length, cap_seqs, n_rows;
     int32_t slot[WAVE], position[WAVE]; /* of each row: its place in the cache, its next position */
     int32_t number[WAVE];               /* of each row: its prompt */
-    float *cache_k, *cache_v;           /* [L, cap_seqs, cap_length, K * E] */
-    float *h, *x, *inv, *q, *k, *v, *ctx, *gate, *up, *act; /* [WAVE, .] */
-    float *logits;                                          /* [WAVE, V] */
-    float *score;                                           /* [WAVE * K, cap_length] */
-    int32_t layer;                                          /* that the attention tasks work on */
-    float *block;
+    float u[WAVE];                      /* of each row: its draw */
+    int32_t drawn[WAVE];
+    struct train_batch batch; /* ids and positions on the device */
+    int32_t *ints;            /* device [4, WAVE]: ids, positions, slots, drawn */
+    float *dev_u;             /* device [WAVE] */
+    float *cache_k, *cache_v; /* device [L, cap_seqs, cap_length, K * E] */
+    float *h, *x, *inv, *q, *k, *v, *ctx, *gate, *up, *act; /* device [WAVE, .] */
+    float *logits;                                          /* device [WAVE, V] */
+    void *final;      /* device [WAVE, D] as lessons keep it */
+    char *host_final; /* the same on the host */
+    float *block, *cache;
 };
 
-static float *piece(float **at, size_t n) {
-    float *p = *at;
-    *at += (n + 15) / 16 * 16;
+static float *piece(float *block, size_t *at, size_t n) {
+    float *p = block ? block + *at : NULL;
+    *at += (n + 63) / 64 * 64;
     return p;
 }
 
-static err_t wave_open(struct wave *w, const struct llama *m, const struct gemm *g,
-                       int32_t cap_length) {
-    const struct model_shape *s = &m->config.shape;
-    size_t nk = (size_t)(s->n_kv_heads * s->head_dim), nq = (size_t)(s->n_heads * s->head_dim),
-           dim = (size_t)s->dim, ffn = (size_t)s->ffn_dim, vocab = (size_t)s->vocab;
-    size_t per_seq = (size_t)s->n_layers * (size_t)cap_length * nk,
-           fit = MAX_CACHE_FLOATS / 2 / per_seq,
-           seqs = fit < 1      ? 1
-                  : fit > WAVE ? WAVE
-                               : fit,
-           cache = seqs * per_seq, score = WAVE * (size_t)s->n_kv_heads * (size_t)cap_length;
-    size_t total =
-        2 * cache + score + WAVE * (2 * dim + 1 + 2 * nq + 2 * nk + 3 * ffn + vocab) + 13 * 16;
-    *w = (struct wave){.m = m, .g = g, .cap_length = cap_length, .cap_seqs = (int32_t)seqs};
-    w->block = aligned_alloc(64, (total + 15) / 16 * 64);
-    if (!w->block)
-        return E_NOMEM;
-    float *at = w->block;
-    w->cache_k = piece(&at, cache), w->cache_v = piece(&at, cache), w->score = piece(&at, score);
-    w->h = piece(&at, WAVE * dim), w->x = piece(&at, WAVE * dim), w->inv = piece(&at, WAVE);
-    w->q = piece(&at, WAVE * nq), w->ctx = piece(&at, WAVE * nq);
-    w->k = piece(&at, WAVE * nk), w->v = piece(&at, WAVE * nk);
-    w->gate = piece(&at, WAVE * ffn), w->up = piece(&at, WAVE * ffn);
-    w->act = piece(&at, WAVE * ffn), w->logits = piece(&at, WAVE * vocab);
-    return 0;
-}
-
-/* The query heads of one kv head of one row, over the cached positions it may see. */
-static void attend_task(void *arg, int32_t task, int32_t thread) {
-    (void)thread;
-    const struct wave *w = arg;
+/* Floats of everything but the cache; with block NULL it only counts. */
+static size_t carve(struct wave *w, float *block) {
     const struct model_shape *s = &w->m->config.shape;
-    int32_t row = task / s->n_kv_heads, kv = task % s->n_kv_heads, head = s->head_dim;
-    int32_t group = s->n_heads / s->n_kv_heads, n = w->position[row] + 1, from = 0;
-    if (s->sliding_window > 0 && n > s->sliding_window)
-        from = n - s->sliding_window;
-    size_t ld = (size_t)(s->n_kv_heads * head);
-    size_t cache = ((size_t)w->layer * (size_t)w->cap_seqs + (size_t)w->slot[row]) *
-                       (size_t)w->cap_length * ld +
-                   (size_t)(kv * head);
-    const float *k = w->cache_k + cache, *v = w->cache_v + cache;
-    float *p = w->score + (size_t)task * (size_t)w->cap_length, scale = 1 / sqrtf((float)head);
-    for (int32_t i = 0; i < group; i++) {
-        size_t at = (size_t)row * (size_t)(s->n_heads * head) + (size_t)((kv * group + i) * head);
-        const float *q = w->q + at;
-        float *ctx = w->ctx + at, top = -INFINITY, sum = 0;
-        for (int32_t t = from; t < n; t++) {
-            float dot = 0;
-            for (int32_t e = 0; e < head; e++)
-                dot += q[e] * k[(size_t)t * ld + (size_t)e];
-            p[t] = dot * scale;
-            top = p[t] > top ? p[t] : top;
-        }
-        memset(ctx, 0, (size_t)head * sizeof *ctx);
-        for (int32_t t = from; t < n; t++) {
-            float e = fast_exp(p[t] - top);
-            sum += e;
-            for (int32_t j = 0; j < head; j++)
-                ctx[j] += e * v[(size_t)t * ld + (size_t)j];
-        }
-        for (int32_t j = 0; j < head; j++)
-            ctx[j] /= sum;
-    }
+    size_t nk = (size_t)(s->n_kv_heads * s->head_dim), nq = (size_t)(s->n_heads * s->head_dim),
+           dim = (size_t)s->dim, ffn = (size_t)s->ffn_dim, at = 0;
+    w->h = piece(block, &at, WAVE * dim), w->x = piece(block, &at, WAVE * dim);
+    w->inv = piece(block, &at, WAVE);
+    w->q = piece(block, &at, WAVE * nq), w->ctx = piece(block, &at, WAVE * nq);
+    w->k = piece(block, &at, WAVE * nk), w->v = piece(block, &at, WAVE * nk);
+    w->gate = piece(block, &at, WAVE * ffn), w->up = piece(block, &at, WAVE * ffn);
+    w->act = piece(block, &at, WAVE * ffn);
+    w->logits = piece(block, &at, WAVE * (size_t)s->vocab);
+    w->final = piece(block, &at, WAVE * dim);
+    w->dev_u = piece(block, &at, WAVE);
+    w->ints = (int32_t *)(void *)piece(block, &at, 4 * (size_t)WAVE);
+    return at;
 }
 
-static void rotate(const struct wave *w, int32_t heads, float *x) {
-    int32_t head = w->m->config.shape.head_dim, half = head / 2;
-    for (int32_t r = 0; r < w->n_rows; r++) {
-        const float *turn = w->m->rope + (size_t)w->position[r] * (size_t)head;
-        for (int32_t h = 0; h < heads; h++, x += head)
-            for (int32_t i = 0; i < half; i++) {
-                float c = turn[2 * i], s = turn[2 * i + 1], lo = x[i], hi = x[i + half];
-                x[i] = lo * c - hi * s;
-                x[i + half] = hi * c + lo * s;
-            }
-    }
+static err_t wave_open(struct wave *w, const struct llama *m, int32_t cap_length) {
+    const struct model_shape *s = &m->config.shape;
+    struct train *t = m->t;
+    *w = (struct wave){.m = m, .t = t, .cap_length = cap_length};
+    err_t e = t->ops->take(t, carve(w, NULL) * sizeof(float), (void **)&w->block);
+    if (e)
+        return e;
+    carve(w, w->block);
+    w->batch = (struct train_batch){.id = w->ints, .position = w->ints + WAVE};
+    size_t per_seq = (size_t)s->n_layers * (size_t)cap_length *
+                     (size_t)(s->n_kv_heads * s->head_dim) * sizeof(float);
+    double fit = cache_share * (double)t->ops->memory_free(t) / (2 * (double)per_seq);
+    w->cap_seqs = fit >= WAVE ? WAVE : fit < 1 ? 1 : (int32_t)fit;
+    w->host_final = malloc(WAVE * (size_t)s->dim * t->ops->weight_bytes);
+    e = w->host_final ? 0 : E_NOMEM;
+    e = e ? e : t->ops->take(t, 2 * (size_t)w->cap_seqs * per_seq, (void **)&w->cache);
+    w->cache_k = w->cache;
+    w->cache_v = w->cache + (size_t)w->cap_seqs * per_seq / sizeof(float);
+    return e;
 }
 
-static void product(const struct wave *w, int32_t i_matrix, const float *x, float *y, bool add) {
-    const struct llama_matrix *a = &w->m->matrix[i_matrix];
-    gemm(w->g, w->n_rows, a->n, a->k, mat_of(x, (size_t)a->k), mat_transposed(a->w, (size_t)a->k),
-         y, (size_t)a->n, add);
+static void wave_close(struct wave *w) {
+    if (!w->t)
+        return;
+    w->t->ops->give(w->t, w->block);
+    w->t->ops->give(w->t, w->cache);
+    free(w->host_final);
 }
 
-/* One id per row, at the row's position; leaves the logits [n_rows, V]. */
-static void wave_step(struct wave *w, const int32_t *id) {
+static void product(const struct wave *w, int32_t i, const float *x, float *y, bool add) {
+    struct train_weights a = llama_weights(w->m, i);
+    w->t->ops->product(w->t, w->n_rows, x, &a, y, add);
+}
+
+static void layer(struct wave *w, int32_t l) {
     const struct llama *m = w->m;
     const struct model_shape *s = &m->config.shape;
-    size_t dim = (size_t)s->dim, nk = (size_t)(s->n_kv_heads * s->head_dim);
-    for (int32_t r = 0; r < w->n_rows; r++)
-        memcpy(w->h + (size_t)r * dim, m->matrix[llama_embed(m)].w + (size_t)id[r] * dim,
-               dim * sizeof(float));
-    for (int32_t l = 0; l < s->n_layers; l++) {
-        const float *norm = m->norm + (size_t)(2 * l) * dim;
-        rows_norm(w->g, w->n_rows, s->dim, s->norm_eps, w->h, norm, w->x, w->inv);
-        product(w, llama_part(l, PART_Q), w->x, w->q, false);
-        product(w, llama_part(l, PART_K), w->x, w->k, false);
-        product(w, llama_part(l, PART_V), w->x, w->v, false);
-        rotate(w, s->n_heads, w->q);
-        rotate(w, s->n_kv_heads, w->k);
-        for (int32_t r = 0; r < w->n_rows; r++) {
-            size_t at =
-                (((size_t)l * (size_t)w->cap_seqs + (size_t)w->slot[r]) * (size_t)w->cap_length +
-                 (size_t)w->position[r]) *
-                nk;
-            memcpy(w->cache_k + at, w->k + (size_t)r * nk, nk * sizeof(float));
-            memcpy(w->cache_v + at, w->v + (size_t)r * nk, nk * sizeof(float));
-        }
-        w->layer = l;
-        pool_run(w->g->pool, attend_task, w, w->n_rows * s->n_kv_heads);
-        product(w, llama_part(l, PART_O), w->ctx, w->h, true);
-        rows_norm(w->g, w->n_rows, s->dim, s->norm_eps, w->h, norm + dim, w->x, w->inv);
-        product(w, llama_part(l, PART_GATE), w->x, w->gate, false);
-        product(w, llama_part(l, PART_UP), w->x, w->up, false);
-        rows_swiglu(w->g, (size_t)w->n_rows * (size_t)s->ffn_dim, w->gate, w->up, w->act);
-        product(w, llama_part(l, PART_DOWN), w->act, w->h, true);
-    }
-    rows_norm(w->g, w->n_rows, s->dim, s->norm_eps, w->h, m->norm + (size_t)(2 * s->n_layers) * dim,
-              w->x, w->inv);
-    product(w, llama_head(m), w->x, w->logits, false);
+    const struct train_ops *op = w->t->ops;
+    size_t dim = (size_t)s->dim, cache = (size_t)l * (size_t)w->cap_seqs * (size_t)w->cap_length *
+                                         (size_t)(s->n_kv_heads * s->head_dim);
+    const float *norm = m->norm + (size_t)(2 * l) * dim;
+    struct train_heads heads = {s->n_heads, s->n_kv_heads, s->head_dim, s->sliding_window};
+    op->norm(w->t, w->n_rows, s->dim, s->norm_eps, w->h, norm, w->x, w->inv);
+    product(w, llama_part(l, PART_Q), w->x, w->q, false);
+    product(w, llama_part(l, PART_K), w->x, w->k, false);
+    product(w, llama_part(l, PART_V), w->x, w->v, false);
+    op->rope(w->t, &w->batch, m->rope, s->n_heads, s->head_dim, false, w->q);
+    op->rope(w->t, &w->batch, m->rope, s->n_kv_heads, s->head_dim, false, w->k);
+    op->decode_attention(w->t, w->n_rows, w->ints + 2 * WAVE, w->batch.position, w->cap_length,
+                         heads, w->q, w->k, w->v, w->cache_k + cache, w->cache_v + cache, w->ctx);
+    product(w, llama_part(l, PART_O), w->ctx, w->h, true);
+    op->norm(w->t, w->n_rows, s->dim, s->norm_eps, w->h, norm + dim, w->x, w->inv);
+    product(w, llama_part(l, PART_GATE), w->x, w->gate, false);
+    product(w, llama_part(l, PART_UP), w->x, w->up, false);
+    op->swiglu(w->t, (size_t)w->n_rows * (size_t)s->ffn_dim, w->gate, w->up, w->act);
+    product(w, llama_part(l, PART_DOWN), w->act, w->h, true);
 }
 
-/* splitmix64: a draw of its own for every (seed, sequence, position). */
-static double uniform(uint64_t seed, uint64_t sequence, uint64_t position) {
+/* One id per row, at the row's position; leaves what each row draws, and its final row if kept. */
+static void wave_step(struct wave *w, const int32_t *id, float temperature, bool keep) {
+    const struct llama *m = w->m;
+    const struct model_shape *s = &m->config.shape;
+    const struct train_ops *op = w->t->ops;
+    size_t ints = (size_t)w->n_rows * sizeof(int32_t);
+    w->batch.n_rows = w->n_rows;
+    op->put(w->t, w->ints, id, ints);
+    op->put(w->t, w->ints + WAVE, w->position, ints);
+    op->put(w->t, w->ints + 2 * WAVE, w->slot, ints);
+    op->put(w->t, w->dev_u, w->u, (size_t)w->n_rows * sizeof(float));
+    struct train_weights embed = llama_weights(m, llama_embed(m));
+    op->embed(w->t, &w->batch, &embed, w->h);
+    for (int32_t l = 0; l < s->n_layers; l++)
+        layer(w, l);
+    op->norm(w->t, w->n_rows, s->dim, s->norm_eps, w->h,
+             m->norm + (size_t)(2 * s->n_layers) * (size_t)s->dim, w->x, w->inv);
+    product(w, llama_head(m), w->x, w->logits, false);
+    op->draw(w->t, w->n_rows, s->vocab, w->logits, temperature, w->dev_u, w->ints + 3 * WAVE);
+    if (keep) {
+        struct train_weights final = {w->final, w->n_rows, s->dim};
+        op->store(w->t, w->x, &final);
+        op->get(w->t, w->host_final, w->final,
+                (size_t)w->n_rows * (size_t)s->dim * op->weight_bytes);
+    }
+    op->get(w->t, w->drawn, w->ints + 3 * WAVE, ints);
+}
+
+/* splitmix64: a draw of its own for every (seed, sequence, position), in [0, 1). */
+static float uniform(uint64_t seed, uint64_t sequence, uint64_t position) {
     uint64_t z = seed * 0x9e3779b97f4a7c15u + sequence * 0xbf58476d1ce4e5b9u + position + 1;
     for (int i = 0; i < 2; i++) {
         z += 0x9e3779b97f4a7c15u;
@@ -161,27 +149,7 @@ static double uniform(uint64_t seed, uint64_t sequence, uint64_t position) {
         z = (z ^ z >> 27) * 0x94d049bb133111ebu;
         z ^= z >> 31;
     }
-    return (double)(z >> 11) / 9007199254740992.0;
-}
-
-/* The most likely id, or one drawn with u in [0, 1). x [n] is overwritten. */
-static int32_t choose(float *x, int32_t n, float temperature, double u) {
-    int32_t best = 0;
-    for (int32_t i = 1; i < n; i++)
-        if (x[i] > x[best])
-            best = i;
-    if (temperature <= 0)
-        return best;
-    float top = x[best], sum = 0;
-    for (int32_t i = 0; i < n; i++) {
-        x[i] = fast_exp((x[i] - top) / temperature);
-        sum += x[i];
-    }
-    double left = u * (double)sum;
-    for (int32_t i = 0; i < n; i++)
-        if ((left -= (double)x[i]) < 0)
-            return i;
-    return best;
+    return (float)(z >> 40) / 16777216.0f;
 }
 
 static bool stops(const struct sample_options *o, int32_t id) {
@@ -191,83 +159,111 @@ static bool stops(const struct sample_options *o, int32_t id) {
     return false;
 }
 
+/* A sequence as it grows. */
 struct text {
-    int32_t *id, n; /* owned */
+    int32_t *id, n;
+    char *final; /* [max length, row_bytes], or NULL */
 };
 
-/* Gives a row to the next prompts while there are any and room for them. */
-static err_t fill(struct wave *w, const struct corpus *prompts, const int32_t *max_length,
-                  int32_t *next, bool *taken, struct text *text) {
-    for (int32_t slot = 0; slot < w->cap_seqs && *next < prompts->n_seqs; slot++) {
-        if (taken[slot])
+/* Everything of one call. */
+struct run {
+    struct wave w;
+    const struct corpus *prompts;
+    const int32_t *max_length;
+    const struct sample_options *o;
+    struct text *text; /* [prompts] */
+    size_t row_bytes;
+    int32_t next; /* prompt that waits */
+    bool taken[WAVE];
+};
+
+/* Gives free slots to the prompts that wait. */
+static err_t fill(struct run *r) {
+    struct wave *w = &r->w;
+    for (int32_t slot = 0; slot < w->cap_seqs && r->next < r->prompts->n_seqs; slot++) {
+        if (r->taken[slot])
             continue;
-        int32_t number = (*next)++, r = w->n_rows++;
-        size_t cap = (size_t)(max_length[number] > 1 ? max_length[number] : 1);
-        if (!(text[number].id = malloc(cap * sizeof(int32_t))))
+        int32_t number = r->next++, row = w->n_rows++;
+        struct text *t = &r->text[number];
+        size_t cap = (size_t)(r->max_length[number] > 1 ? r->max_length[number] : 1);
+        t->id = malloc(cap * sizeof(int32_t));
+        t->final = r->row_bytes ? malloc(cap * r->row_bytes) : NULL;
+        if (!t->id || (r->row_bytes && !t->final))
             return E_NOMEM;
-        text[number].id[0] = prompts->id[prompts->start[number]];
-        text[number].n = 1;
-        w->slot[r] = slot, w->position[r] = 0, w->number[r] = number;
-        taken[slot] = true;
+        t->id[0] = r->prompts->id[r->prompts->start[number]];
+        t->n = 1;
+        w->slot[row] = slot, w->position[row] = 0, w->number[row] = number;
+        r->taken[slot] = true;
     }
     return E_OK;
 }
 
 /* The id that follows a row's last, put behind its text; false when the text has ended. */
-static bool extend(struct wave *w, int32_t r, const struct corpus *prompts,
-                   const int32_t *max_length, const struct sample_options *o, struct text *text) {
-    int32_t number = w->number[r], at = ++w->position[r], vocab = w->m->config.shape.vocab;
-    bool forced = at < corpus_length(prompts, number);
-    if (at >= max_length[number])
+static bool extend(struct run *r, int32_t row) {
+    struct wave *w = &r->w;
+    int32_t number = w->number[row];
+    struct text *t = &r->text[number];
+    if (t->final)
+        memcpy(t->final + (size_t)w->position[row] * r->row_bytes,
+               w->host_final + (size_t)row * r->row_bytes, r->row_bytes);
+    int32_t at = ++w->position[row];
+    bool forced = at < corpus_length(r->prompts, number);
+    if (at >= r->max_length[number])
         return false;
-    int32_t id = forced ? prompts->id[prompts->start[number] + (size_t)at]
-                        : choose(w->logits + (size_t)r * (size_t)vocab, vocab, o->temperature,
-                                 uniform(o->seed, (uint64_t)number, (uint64_t)at));
-    text->id[text->n++] = id;
-    return forced || !stops(o, id);
+    int32_t id = forced ? r->prompts->id[r->prompts->start[number] + (size_t)at] : w->drawn[row];
+    t->id[t->n++] = id;
+    /* Nothing comes behind the last id: its own row is not needed. */
+    return t->n < r->max_length[number] && (forced || !stops(r->o, id));
 }
 
-err_t sample_continue(const struct llama *m, const struct gemm *g, const struct corpus *prompts,
-                      const int32_t *max_length, const struct sample_options *o,
-                      struct corpus *out) {
-    int32_t cap = 1, next = 0, id[WAVE];
-    bool taken[WAVE] = {false};
-    for (int32_t i = 0; i < prompts->n_seqs; i++)
-        cap = max_length[i] > cap ? max_length[i] : cap;
-    struct wave w = {0};
-    struct text *text = calloc((size_t)prompts->n_seqs + 1, sizeof *text);
-    err_t e = text ? wave_open(&w, m, g, cap) : E_NOMEM;
-    e = e ? e : fill(&w, prompts, max_length, &next, taken, text);
-    while (!e && w.n_rows) {
-        for (int32_t r = 0; r < w.n_rows; r++)
-            id[r] = text[w.number[r]].id[w.position[r]];
-        wave_step(&w, id);
-        int32_t kept = 0;
-        for (int32_t r = 0; r < w.n_rows; r++) {
-            if (!extend(&w, r, prompts, max_length, o, &text[w.number[r]])) {
-                taken[w.slot[r]] = false;
-                continue;
-            }
-            w.slot[kept] = w.slot[r], w.position[kept] = w.position[r];
-            w.number[kept++] = w.number[r];
+static err_t advance(struct run *r) {
+    struct wave *w = &r->w;
+    int32_t id[WAVE], kept = 0, before = w->n_rows;
+    for (int32_t i = 0; i < w->n_rows; i++) {
+        id[i] = r->text[w->number[i]].id[w->position[i]];
+        w->u[i] = uniform(r->o->seed, (uint64_t)w->number[i], (uint64_t)w->position[i] + 1);
+    }
+    wave_step(w, id, r->o->temperature, r->row_bytes > 0);
+    for (int32_t i = 0; i < before; i++) {
+        if (!extend(r, i)) {
+            r->taken[w->slot[i]] = false;
+            continue;
         }
-        bool ended = kept < w.n_rows;
-        w.n_rows = kept;
-        e = fill(&w, prompts, max_length, &next, taken, text);
-        if (ended && o->progress)
-            o->progress(o->arg, next - w.n_rows, prompts->n_seqs);
+        w->slot[kept] = w->slot[i], w->position[kept] = w->position[i];
+        w->number[kept++] = w->number[i];
     }
-    for (int32_t i = 0; text && i < prompts->n_seqs; i++) {
-        e = e ? e : corpus_add(out, text[i].id, text[i].n);
-        free(text[i].id);
-    }
-    free(text);
-    free(w.block);
+    w->n_rows = kept;
+    err_t e = fill(r);
+    if (kept < before && r->o->progress)
+        r->o->progress(r->o->arg, r->next - w->n_rows, r->prompts->n_seqs);
     return e;
 }
 
-err_t sample_documents(const struct llama *m, const struct gemm *g, int32_t n, int32_t max_length,
-                       const struct sample_options *o, struct corpus *out) {
+err_t sample_continue(const struct llama *m, const struct corpus *prompts,
+                      const int32_t *max_length, const struct sample_options *o, struct lesson *out,
+                      struct why *why) {
+    int32_t cap = 1;
+    for (int32_t i = 0; i < prompts->n_seqs; i++)
+        cap = max_length[i] > cap ? max_length[i] : cap;
+    struct run r = {.prompts = prompts, .max_length = max_length, .o = o};
+    r.row_bytes = out->row_bytes;
+    r.text = calloc((size_t)prompts->n_seqs + 1, sizeof *r.text);
+    err_t e = r.text ? wave_open(&r.w, m, cap) : E_NOMEM;
+    e = e ? e : fill(&r);
+    while (!e && r.w.n_rows)
+        e = advance(&r);
+    e = e ? e : m->t->ops->settle(m->t, why);
+    for (int32_t i = 0; r.text && i < prompts->n_seqs; i++) {
+        e = e ? e : lesson_add(out, r.text[i].id, r.text[i].n, r.text[i].final);
+        free(r.text[i].id), free(r.text[i].final);
+    }
+    free(r.text);
+    wave_close(&r.w);
+    return e == E_NOMEM ? why_set(why, e, "There is not enough memory to let the model write.") : e;
+}
+
+err_t sample_documents(const struct llama *m, int32_t n, int32_t max_length,
+                       const struct sample_options *o, struct lesson *out, struct why *why) {
     /* A model without BOS was trained on documents that follow an end. */
     int32_t first = m->config.bos_id >= 0 ? m->config.bos_id
                     : m->config.n_eos     ? m->config.eos_id[0]
@@ -279,8 +275,7 @@ err_t sample_documents(const struct llama *m, const struct gemm *g, int32_t n, i
         lengths[i] = max_length;
         e = corpus_add(&prompts, &first, 1);
     }
-    if (!e)
-        e = sample_continue(m, g, &prompts, lengths, o, out);
+    e = e ? e : sample_continue(m, &prompts, lengths, o, out, why);
     free(lengths);
     corpus_free(&prompts);
     return e;

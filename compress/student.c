@@ -1,321 +1,224 @@
-/* What a tenant holds of each matrix, found from the weights alone: kinds, signs, least-squares
- * scales, low-rank pairs. */
+/* What a tenant holds of each matrix: kinds, memory, and the weights that follow from it. */
 #include "compress/student.h"
 
 #include <math.h>
 #include <stdlib.h>
 #include <string.h>
 
-#include "compress/low_rank.h"
-#include "compress/student_block.h"
+#include "compress/student_start.h"
 
-enum { SCALE_ROUNDS = 8, SPLIT_ROUNDS = 2, MAX_LINEAR_RANK = 8 };
-/* A low-rank pair stays in a vocabulary matrix if it holds this share of the difference's energy.
- */
-static const double rank_worth = 0.25;
-/* A difference beyond three scales is a sure sign; the cap lets learning still turn it. */
-static const float bit_cap = 3;
-
-static err_t param_open(struct param *p, size_t n) {
-    *p = (struct param){calloc(n, sizeof(float)), calloc(n, sizeof(float)),
-                        calloc(n, sizeof(float)), n};
-    return p->x && p->m && p->v ? 0 : E_NOMEM;
-}
-
-static void param_free(struct param *p) {
-    free(p->x), free(p->m), free(p->v);
-    *p = (struct param){0};
-}
-
-static float log_scale(double x) {
-    return x > 1e-13 ? (float)log(x) : -30.0f; /* 0 once it is stored */
-}
-
-struct scale_job {
-    const struct student_matrix *x;
-    const float *d; /* [N, K] */
-    double *row, *col;
-    double col_norm;
-};
-
-static void row_scale_task(void *arg, int32_t task, int32_t thread) {
-    (void)thread;
-    const struct scale_job *j = arg;
-    for (int32_t n = task * BLOCK_ROWS; n < block_end(j->x, task); n++) {
-        const float *d = j->d + (size_t)n * (size_t)j->x->k;
-        double sum = 0;
-        for (int32_t k = 0; k < j->x->k; k++)
-            sum += (double)fabsf(d[k]) * j->col[k];
-        j->row[n] = j->col_norm > 0 ? sum / j->col_norm : 0;
+static err_t vector_open(struct train *t, struct train_vector *v, size_t n) {
+    *v = (struct train_vector){.n = n};
+    err_t e = n ? t->ops->take(t, 3 * n * sizeof(float), (void **)&v->x) : 0;
+    if (e || !n) {
+        *v = (struct train_vector){0};
+        return e;
     }
-}
-
-/* row [N], col [K]: scales whose outer product is nearest to |d|, by alternating least squares;
- * with one round and col all ones the rows' means. */
-static void nearest_scales(const struct gemm *g, struct scale_job *j, int32_t rounds) {
-    const struct student_matrix *x = j->x;
-    for (int32_t k = 0; k < x->k; k++)
-        j->col[k] = 1;
-    j->col_norm = x->k;
-    for (int32_t round = 0; round < rounds; round++) {
-        pool_run(g->pool, row_scale_task, j, blocks(x));
-        if (rounds == 1)
-            return;
-        double norm = 0;
-        memset(j->col, 0, (size_t)x->k * sizeof *j->col);
-        for (int32_t n = 0; n < x->n; n++) {
-            const float *d = j->d + (size_t)n * (size_t)x->k;
-            norm += j->row[n] * j->row[n];
-            for (int32_t k = 0; k < x->k; k++)
-                j->col[k] += j->row[n] * (double)fabsf(d[k]);
-        }
-        j->col_norm = 0;
-        for (int32_t k = 0; k < x->k; k++) {
-            j->col[k] = norm > 0 ? j->col[k] / norm : 0;
-            j->col_norm += j->col[k] * j->col[k];
-        }
-    }
-}
-
-/* Fits a plane to d [N, K] and takes what it explains out of d. */
-static err_t fit_plane(const struct gemm *g, const struct student_matrix *x, float *d, bool scalar,
-                       struct student_plane *p) {
-    size_t n = (size_t)x->n, k = (size_t)x->k;
-    double *scale = calloc(n + k, sizeof *scale);
-    err_t e = scale ? 0 : E_NOMEM;
-    if (!p->bit.n) {
-        e = e ? e : param_open(&p->bit, n * k);
-        e = e ? e : param_open(&p->row, scalar ? 1 : n);
-        if (!scalar)
-            e = e ? e : param_open(&p->col, k);
-        p->col_scale = malloc(k * sizeof(float));
-        e = e ? e : p->col_scale ? 0 : E_NOMEM;
-    }
-    if (!e) {
-        struct scale_job j = {x, d, scale, scale + n, 0};
-        nearest_scales(g, &j, scalar ? 1 : SCALE_ROUNDS);
-        double mean = 0;
-        for (size_t i = 0; i < n; i++)
-            mean += j.row[i] / (double)n;
-        for (size_t i = 0; i < n; i++) {
-            double row = scalar ? mean : j.row[i];
-            p->row.x[scalar ? 0 : i] = log_scale(row);
-            for (size_t l = 0; l < k; l++) {
-                float *y = d + i * k + l, size = (float)(row * j.col[l]);
-                float unit = size > 0 ? *y / size : 0;
-                p->bit.x[i * k + l] = unit > bit_cap ? bit_cap : unit < -bit_cap ? -bit_cap : unit;
-                *y -= *y >= 0 ? size : -size;
-            }
-        }
-        for (size_t l = 0; l < p->col.n; l++)
-            p->col.x[l] = log_scale(j.col[l]);
-        plane_columns(x, p);
-    }
-    free(scale);
-    return e;
-}
-
-/* d [N, K] += sign * b a */
-static void add_pair(const struct gemm *g, const struct student_matrix *x, float sign, float *d) {
-    size_t rank = (size_t)x->rank, k = (size_t)x->k;
-    for (size_t i = 0; i < x->b.n; i++)
-        x->b.x[i] *= sign;
-    gemm(g, x->n, x->k, x->rank, mat_of(x->b.x, rank), mat_of(x->a.x, k), d, k, true);
-    for (size_t i = 0; i < x->b.n; i++)
-        x->b.x[i] *= sign;
-}
-
-/* Where in the linears low-rank pairs gain most: takes, as long as the budget lasts, the largest
- * remaining singular value of any difference, squared, relative to its matrix's size and to the
- * bits its vectors cost. s->rank: how many each matrix gets. */
-static err_t share_out_pairs(struct student *s, const struct gemm *g, double bits_per_weight) {
-    int32_t n_linears = llama_embed(s->base);
-    size_t widest = 0;
-    double weights = 0;
-    for (int32_t i = 0; i < n_linears; i++) {
-        size_t n = (size_t)s->base->matrix[i].n, k = (size_t)s->base->matrix[i].k;
-        widest = n + k > widest ? n + k : widest;
-        weights += (double)n * (double)k;
-    }
-    float *pair = malloc(MAX_LINEAR_RANK * widest * sizeof *pair);
-    double(*gain)[MAX_LINEAR_RANK + 1] = calloc((uint32_t)n_linears, sizeof *gain);
-    err_t e = pair && gain ? 0 : E_NOMEM;
-    for (int32_t i = 0; !e && i < n_linears; i++) {
-        const struct llama_matrix *b = &s->base->matrix[i], *t = &s->teacher->matrix[i];
-        int32_t least = b->n < b->k ? b->n : b->k,
-                rank = least < MAX_LINEAR_RANK ? least : MAX_LINEAR_RANK;
-        double size = 0, share, cost = 16.0 * (b->n + b->k);
-        for (size_t l = 0; l < (size_t)b->n * (size_t)b->k; l++) {
-            s->scratch[l] = t->w[l] - b->w[l];
-            size += (double)b->w[l] * (double)b->w[l];
-        }
-        float *a = pair + (size_t)b->n * (size_t)rank;
-        e = low_rank(g, b->n, b->k, rank, s->scratch, pair, a, &share);
-        for (int32_t r = 0; !e && r < rank && size > 0; r++) {
-            double root = 0; /* the pair is balanced: a row of a has the singular value's length */
-            for (int32_t l = 0; l < b->k; l++)
-                root += (double)a[r * b->k + l] * (double)a[r * b->k + l];
-            gain[i][r] = root * root / size / cost;
-        }
-    }
-    double left = bits_per_weight * weights;
-    for (int32_t best = 0; !e && best >= 0;) {
-        best = -1;
-        for (int32_t i = 0; i < n_linears; i++)
-            if (16.0 * (s->base->matrix[i].n + s->base->matrix[i].k) <= left &&
-                gain[i][s->rank[i]] > (best < 0 ? 0 : gain[best][s->rank[best]]))
-                best = i;
-        if (best >= 0) {
-            s->rank[best]++;
-            left -= 16.0 * (s->base->matrix[best].n + s->base->matrix[best].k);
-        }
-    }
-    free(pair);
-    free(gain);
-    return e;
-}
-
-/* The low-rank pair and the first plane take turns, since each is to fit what the other leaves.
- * d [N, K] is the whole difference, and what all leave in the end. */
-static err_t fit_matrix(const struct gemm *g, struct student_matrix *x, float *d, int32_t planes,
-                        int32_t rank, double worth, bool scalar) {
-    err_t e = 0;
-    int32_t least = x->n < x->k ? x->n : x->k;
-    x->rank = rank < least ? rank : least;
-    x->n_planes = planes;
-    if (x->rank > 0) {
-        e = param_open(&x->a, (size_t)x->rank * (size_t)x->k);
-        e = e ? e : param_open(&x->b, (size_t)x->n * (size_t)x->rank);
-        double share = 0;
-        e = e ? e : low_rank(g, x->n, x->k, x->rank, d, x->b.x, x->a.x, &share);
-        if (e)
-            return e;
-        if (share < worth) {
-            param_free(&x->a), param_free(&x->b);
-            x->rank = 0;
-        } else {
-            add_pair(g, x, -1, d);
-        }
-    }
-    e = fit_plane(g, x, d, scalar, &x->plane[0]);
-    for (int32_t round = 1; !e && x->rank > 0 && round < SPLIT_ROUNDS; round++) {
-        double share = 0;
-        add_pair(g, x, 1, d); /* d: what the plane leaves */
-        e = low_rank(g, x->n, x->k, x->rank, d, x->b.x, x->a.x, &share);
-        if (e)
-            break;
-        add_pair(g, x, -1, d);
-        plane_add(g, x, &x->plane[0], 1, d); /* d: what the pair leaves */
-        e = fit_plane(g, x, d, scalar, &x->plane[0]);
-    }
-    for (int32_t p = 1; !e && p < planes; p++)
-        e = fit_plane(g, x, d, scalar, &x->plane[p]);
-    return e;
-}
-
-/* Kind and exact rows of embedding or lm_head. */
-static err_t choose_rows(struct student *s, int32_t i, const struct student_plan *plan) {
-    struct student_matrix *x = &s->matrix[i];
-    const struct llama_matrix *t = &s->teacher->matrix[i], *b = &s->base->matrix[i];
-    size_t k = (size_t)x->k;
-    x->row_id = calloc((size_t)t->n, sizeof *x->row_id);
-    if (!x->row_id)
-        return E_NOMEM;
-    for (int32_t r = 0; r < x->n; r++)
-        if (memcmp(t->w + (size_t)r * k, b->w + (size_t)r * k, k * sizeof(float)) != 0)
-            x->row_id[x->n_rows++] = r;
-    /* A changed row costs 16 bits a weight, planes one for every row; being exact is worth twice
-     * the bits. */
-    x->kind = plan->dense_vocab                                              ? STUDENT_DENSE
-              : x->n_rows == 0                                               ? STUDENT_BASE
-              : (int64_t)x->n_rows * 8 <= (int64_t)x->n * plan->vocab_planes ? STUDENT_ROWS
-                                                                             : STUDENT_PLANES;
-    if (x->kind != STUDENT_ROWS)
-        x->n_rows = 0;
-    for (int32_t r = x->n; r < t->n && x->kind != STUDENT_DENSE; r++)
-        x->row_id[x->n_rows++] = r;
-    if (x->kind == STUDENT_BASE && x->n_rows)
-        x->kind = STUDENT_ROWS;
+    v->m = v->x + n, v->v = v->m + n;
     return 0;
 }
 
-static bool same_as_base(const struct student *s, int32_t i) {
-    const struct student_matrix *x = &s->matrix[i];
-    return memcmp(s->teacher->matrix[i].w, s->base->matrix[i].w,
-                  (size_t)x->n * (size_t)x->k * sizeof(float)) == 0;
+static size_t size_of(const struct train_weights *w) {
+    return (size_t)w->n * (size_t)w->k;
 }
 
-static err_t open_matrix(struct student *s, const struct gemm *g, int32_t i,
-                         const struct student_plan *plan) {
-    struct student_matrix *x = &s->matrix[i];
-    bool vocab = i >= llama_embed(&s->model);
-    x->n = s->base->matrix[i].n, x->k = s->base->matrix[i].k;
-    if (vocab && i == llama_head(&s->model) && s->model.config.tied)
-        return 0; /* the embedding's */
-    err_t e = vocab ? choose_rows(s, i, plan) : 0;
-    if (!vocab)
-        x->kind = same_as_base(s, i) ? STUDENT_BASE : STUDENT_PLANES;
-    if (!e && x->kind == STUDENT_PLANES) {
-        const float *a = s->teacher->matrix[i].w, *b = s->base->matrix[i].w;
-        for (size_t l = 0; l < (size_t)x->n * (size_t)x->k; l++)
-            s->scratch[l] = a[l] - b[l];
-        e = fit_matrix(g, x, s->scratch, vocab ? plan->vocab_planes : plan->planes,
-                       vocab ? plan->vocab_rank : s->rank[i], vocab ? rank_worth : 0, plan->scalar);
+/* ---- one matrix --------------------------------------------------------------------------------
+ */
+
+/* Memory for the planes and the pair of a choice. */
+static err_t open_delta(struct student *s, struct student_matrix *x,
+                        const struct budget_choice *c) {
+    struct train *t = s->t;
+    size_t n = (size_t)x->n, k = (size_t)x->k;
+    int32_t least = x->n < x->k ? x->n : x->k;
+    err_t e = 0;
+    x->rank = c->rank < least ? c->rank : least;
+    if (x->rank > 0) {
+        e = vector_open(t, &x->a, (size_t)x->rank * k);
+        e = e ? e : vector_open(t, &x->b, n * (size_t)x->rank);
     }
-    if (!e)
-        student_set_weights(s, g, i);
+    for (x->n_planes = 0; !e && x->n_planes < c->planes; x->n_planes++) {
+        struct train_plane *p = &x->plane[x->n_planes];
+        e = vector_open(t, &p->row, c->scales == SCALES_ONE ? 1 : n);
+        e = e ? e : vector_open(t, &p->col, c->scales == SCALES_BOTH ? k : 0);
+        e = e ? e : t->ops->signs_make(t, x->n, x->k, &p->signs);
+    }
     return e;
 }
 
-err_t student_open(struct student *s, const struct gemm *g, const struct llama *base,
-                   const struct llama *teacher, const struct student_plan *plan, struct why *why) {
-    *s = (struct student){.base = base, .teacher = teacher};
-    if (teacher->config.shape.vocab < base->config.shape.vocab)
+/* The model's matrix with its exact rows in place and the base's elsewhere. */
+static err_t open_ground(struct student *s, int32_t i, struct why *why) {
+    struct student_matrix *x = &s->matrix[i];
+    const struct train_weights *base = &s->base->matrix[i];
+    size_t bytes = s->t->ops->weight_bytes;
+    x->ground = s->model.matrix[i];
+    err_t e = s->t->ops->take(s->t, size_of(&x->ground) * bytes, &x->ground.w);
+    if (e)
+        return e;
+    x->owns_ground = true;
+    s->t->ops->copy(s->t, x->ground.w, base->w, size_of(base) * bytes);
+    return student_put_exact_rows(s, i, why);
+}
+
+/* The rows to keep exactly: of those both have `changed` ones if wanted, and all further ones. */
+static err_t list_rows(struct student_matrix *x, int32_t n_model, const bool *changed, bool all) {
+    x->row_id = calloc((size_t)n_model + 1, sizeof *x->row_id);
+    for (int32_t r = 0; x->row_id && r < n_model; r++)
+        if (r >= x->n || (all && changed[r]))
+            x->row_id[x->n_rows++] = r;
+    return x->row_id ? 0 : E_NOMEM;
+}
+
+static err_t open_matrix(struct student *s, int32_t i, const struct budget_choice *c,
+                         struct why *why) {
+    struct student_matrix *x = &s->matrix[i];
+    int32_t n_model = s->model.matrix[i].n, n_changed = 0;
+    bool vocab = i >= llama_embed(&s->model), *changed = calloc((size_t)n_model, sizeof *changed);
+    x->n = s->base->matrix[i].n, x->k = s->base->matrix[i].k;
+    x->ground = s->base->matrix[i];
+    err_t e = changed ? student_survey(s, i, s->work, changed, why) : E_NOMEM;
+    for (int32_t r = 0; !e && r < x->n; r++)
+        n_changed += changed[r];
+    /* Exact rows where they cost no more than the signs would. */
+    bool exact = vocab && (c->exact || 16 * (int64_t)n_changed <= (int64_t)x->n * c->planes),
+         planes = n_changed > 0 && !exact && (c->planes > 0 || c->rank > 0);
+    if (!e && vocab)
+        e = list_rows(x, n_model, changed, exact);
+    x->kind = x->n_rows && x->n_rows == n_model ? STUDENT_DENSE
+              : planes                          ? STUDENT_PLANES
+              : x->n_rows                       ? STUDENT_ROWS
+                                                : STUDENT_BASE;
+    if (!e && x->n_rows)
+        e = open_ground(s, i, why);
+    if (!e && x->kind == STUDENT_PLANES) {
+        if (x->n_rows) /* whose way to the device went through the work room */
+            e = student_difference(s, i, s->work, why);
+        e = e ? e : open_delta(s, x, c);
+        e = e ? e : student_start(s, i, s->work);
+    }
+    free(changed);
+    return e;
+}
+
+/* ---- the whole ---------------------------------------------------------------------------------
+ */
+
+static struct train_weights merged(void *arg, int32_t i) {
+    struct student *s = arg;
+    if (i == llama_head(&s->model) && s->model.config.tied)
+        i = llama_embed(&s->model);
+    const struct student_matrix *x = &s->matrix[i];
+    if (x->kind != STUDENT_PLANES)
+        return x->ground;
+    struct train_delta d = student_delta(s, i);
+    struct train_weights w = {s->merged.w, x->ground.n, x->k};
+    s->t->ops->merge(s->t, &x->ground, &d, &w);
+    return w;
+}
+
+struct train_delta student_delta(const struct student *s, int32_t i) {
+    const struct student_matrix *x = &s->matrix[i];
+    return (struct train_delta){x->n, x->k, x->n_planes, x->rank, x->plane, x->a.x, x->b.x};
+}
+
+static size_t largest(const struct student *s) {
+    size_t most = 0;
+    for (int32_t i = 0; i < s->model.n_matrices; i++)
+        most = size_of(&s->model.matrix[i]) > most ? size_of(&s->model.matrix[i]) : most;
+    return most;
+}
+
+err_t student_work(struct student *s, bool wanted, struct why *why) {
+    if (!wanted) {
+        s->t->ops->give(s->t, s->work);
+        s->work = NULL;
+    } else if (!s->work && s->t->ops->take(s->t, largest(s) * sizeof(float), (void **)&s->work)) {
+        s->work = NULL;
+        return why_set(why, E_NOMEM, "There is not enough memory for a matrix of differences.");
+    }
+    return 0;
+}
+
+/* Norms start as the fine-tune's. */
+static err_t open_norms(struct student *s, struct why *why) {
+    size_t n = (size_t)(2 * s->model.config.shape.n_layers + 1) * (size_t)s->model.config.shape.dim;
+    struct llama_files files = {s->fine, false};
+    struct llama_source from = llama_source_files(&files);
+    float *host = malloc(n * sizeof *host);
+    err_t e = host ? vector_open(s->t, &s->norm, n) : E_NOMEM;
+    if (!e) {
+        s->t->ops->give(s->t, s->model.norm);
+        s->model.norm = s->norm.x;
+        e = from.norms(from.arg, host, why);
+    }
+    if (!e)
+        s->t->ops->put(s->t, s->norm.x, host, n * sizeof *host);
+    free(host);
+    return e;
+}
+
+/* Room for the gradients of any matrix's scales and pair. */
+static err_t open_gradients(struct student *s) {
+    size_t most = 0;
+    for (int32_t i = 0; i < s->model.n_matrices; i++) {
+        const struct student_matrix *x = &s->matrix[i];
+        size_t each = (size_t)x->n + (size_t)x->k, n = each * (size_t)(x->rank > 1 ? x->rank : 1);
+        most = n > most ? n : most;
+    }
+    return s->t->ops->take(s->t, most * sizeof(float), (void **)&s->grad);
+}
+
+err_t student_open(struct student *s, struct train *t, const struct llama *base,
+                   const struct checkpoint *base_files, const struct checkpoint *fine,
+                   const struct budget_choice *choice, struct progress *p, struct why *why) {
+    *s = (struct student){.t = t, .base = base, .base_files = base_files, .fine = fine};
+    if (fine->config.shape.vocab < base->config.shape.vocab)
         return why_set(
             why, E_UNSUPPORTED,
             "Fitting needs a fine-tune with at least the base's %d vocabulary rows; this "
             "one has %d.",
-            base->config.shape.vocab, teacher->config.shape.vocab);
-    err_t e = llama_make(&s->model, &teacher->config, why);
-    size_t largest = 0, tallest = 0, widest = 0;
-    for (int32_t i = 0; i < base->n_matrices; i++) {
-        size_t n = (size_t)base->matrix[i].n, k = (size_t)base->matrix[i].k;
-        largest = n * k > largest ? n * k : largest;
-        tallest = n > tallest ? n : tallest;
-        widest = k > widest ? k : widest;
+            base->config.shape.vocab, fine->config.shape.vocab);
+    err_t e = llama_make(&s->model, t, &fine->config, true, why);
+    if (e)
+        return e;
+    s->model.weights = merged, s->model.arg = s;
+    s->matrix = calloc((size_t)base->n_matrices, sizeof *s->matrix);
+    e = s->matrix ? open_norms(s, why) : E_NOMEM;
+    e = e ? e : t->ops->take(t, largest(s) * t->ops->weight_bytes, &s->merged.w);
+    e = e ? e : student_work(s, true, why);
+    int32_t n = s->model.n_matrices - (s->model.config.tied ? 1 : 0);
+    for (int32_t i = 0; !e && i < n; i++) {
+        e = open_matrix(s, i, &choice[i], why);
+        if (p)
+            progress_show(p, (uint64_t)i + 1, (uint64_t)n);
     }
-    if (!e) {
-        s->matrix = calloc((size_t)base->n_matrices, sizeof *s->matrix);
-        s->rank = calloc((size_t)base->n_matrices, sizeof *s->rank);
-        s->scratch = malloc(largest * sizeof(float));
-        s->part = malloc((tallest / BLOCK_ROWS + 1) * widest * sizeof(float));
-        size_t n_norm =
-            (size_t)(2 * base->config.shape.n_layers + 1) * (size_t)base->config.shape.dim;
-        e = s->matrix && s->rank && s->scratch && s->part ? param_open(&s->norm, n_norm) : E_NOMEM;
-        if (!e) {
-            memcpy(s->norm.x, teacher->norm, n_norm * sizeof(float));
-            memcpy(s->model.norm, teacher->norm, n_norm * sizeof(float));
-        }
-    }
-    if (!e && plan->pair_bits > 0)
-        e = share_out_pairs(s, g, plan->pair_bits);
-    for (int32_t i = 0; !e && i < base->n_matrices; i++)
-        e = open_matrix(s, g, i, plan);
-    return e ? why_set(why, e, "There is not enough memory for fitting a tenant of this base.") : 0;
+    e = e ? e : open_gradients(s);
+    e = e ? e : t->ops->settle(t, why);
+    student_work(s, false, why);
+    if (e && why && !why->text[0])
+        why_set(why, e, "There is not enough memory for fitting a tenant of this base (%s).",
+                t->ops->describe(t));
+    return e;
 }
 
 void student_free(struct student *s) {
-    for (int32_t i = 0; s->matrix && s->base && i < s->base->n_matrices; i++) {
+    struct train *t = s->t;
+    for (int32_t i = 0; s->matrix && i < s->model.n_matrices; i++) {
         struct student_matrix *x = &s->matrix[i];
-        for (int32_t p = 0; p < MAX_PLANES; p++)
-            param_free(&x->plane[p].row), param_free(&x->plane[p].col),
-                param_free(&x->plane[p].bit), free(x->plane[p].col_scale);
-        param_free(&x->a), param_free(&x->b);
+        for (int32_t p = 0; p < MAX_PLANES; p++) {
+            t->ops->give(t, x->plane[p].row.x), t->ops->give(t, x->plane[p].col.x);
+            t->ops->signs_free(t, x->plane[p].signs);
+        }
+        t->ops->give(t, x->a.x), t->ops->give(t, x->b.x);
+        if (x->owns_ground)
+            t->ops->give(t, x->ground.w);
         free(x->row_id);
     }
-    free(s->matrix), free(s->rank), free(s->scratch), free(s->part);
-    param_free(&s->norm);
-    llama_free(&s->model);
+    if (t) {
+        t->ops->give(t, s->merged.w), t->ops->give(t, s->grad), t->ops->give(t, s->work);
+    }
+    free(s->matrix);
+    llama_free(&s->model); /* and the norms with it: norm.x is model.norm */
     *s = (struct student){0};
 }
 
@@ -326,7 +229,7 @@ double student_bits_per_weight(const struct student *s) {
         weights += (double)x->n * (double)x->k;
         for (int32_t p = 0; p < x->n_planes; p++)
             bits +=
-                (double)x->plane[p].bit.n + 16 * (double)(x->plane[p].row.n + x->plane[p].col.n);
+                (double)x->n * (double)x->k + 16 * (double)(x->plane[p].row.n + x->plane[p].col.n);
         bits += 16 * (double)(x->a.n + x->b.n);
     }
     return bits / weights;

@@ -1,68 +1,72 @@
 /* A tenant in the making: for every matrix of the model what the tenant stores of its difference
- * (nothing, exact rows, all of it, or sign planes with scales and a low-rank pair), the dense
- * weights that follow from it, and one step of learning from the gradients of those weights.
+ * (nothing, exact rows, all of it, or sign planes with scales and a low-rank pair), the weights
+ * that follow from it, merged right before they are used, and one step of learning from the
+ * gradients of those weights.
  *
  * Learnt are the logarithms of row and column scales, the low-rank pair, the norms, and the signs:
  * a sign is that of a hidden real number which moves against the gradient of its weight (the
  * straight-through estimator) and starts at the difference itself in units of its scale, so
- * doubtful signs turn first. Owner and caller: the tool's main thread. */
+ * doubtful signs turn first. The difference is taken in FP32 from the stored dtypes against the
+ * base as it is served (FP16), one matrix at a time. Owner and caller: the tool's main thread. */
 #ifndef COMPRESS_STUDENT_H
 #define COMPRESS_STUDENT_H
 
+#include "compress/budget.h"
 #include "compress/llama.h"
 
 enum student_kind { STUDENT_BASE, STUDENT_DENSE, STUDENT_ROWS, STUDENT_PLANES };
-
-/* Numbers that Adam moves; n 0: there are none. */
-struct param {
-    float *x, *m, *v; /* [n]: value, running means of the gradient and of its square; owned */
-    size_t n;
-};
-
-struct student_plane {
-    struct param row, col; /* logarithms of the scales: row [N], or [1] for all; col [K], or none */
-    struct param bit;      /* [N, K]; the sign of x is the bit, >= 0 is +1 */
-    float *col_scale;      /* [K] e^col, or ones; owned */
-};
 
 struct student_matrix {
     enum student_kind kind;
     int32_t n, k; /* N: rows that base and fine-tune both have; further rows are kept exactly */
     int32_t n_planes, rank, n_rows;
-    struct student_plane plane[MAX_PLANES];
-    struct param a, b; /* [rank, K], [N, rank] */
-    int32_t *row_id;   /* [n_rows] exact rows, ascending; owned */
+    struct train_plane plane[MAX_PLANES];
+    struct train_vector a, b; /* [rank, K], [N, rank] */
+    float a_size, b_size;     /* root mean squares at the start: the unit of their learning */
+    int32_t *row_id;          /* [n_rows] exact rows, ascending; host, owned */
+    /* What planes and pair are added to: base's matrix (borrowed), or one of the model's shape that
+     * holds the exact rows (owned). */
+    struct train_weights ground;
+    bool owns_ground;
+    double base, change; /* sums of squares: of the base, of the difference */
+    uint64_t zeros;      /* differences that are exactly 0 */
 };
 
 struct student {
-    struct llama model;                 /* the weights as the tenant will have them; owned */
-    const struct llama *base, *teacher; /* borrowed; teacher: the fine-tune */
-    struct student_matrix *matrix;      /* [model.n_matrices] owned */
-    struct param norm;                  /* [2L + 1, D] */
-    float *scratch;                     /* floats of the largest matrix; owned */
-    int32_t *rank;                      /* [n_matrices] of the linears' pairs; owned */
-    float *part;                        /* [blocks of the tallest matrix, widest K]; owned */
+    struct train *t;
+    struct llama model;                         /* the weights as the tenant will have them */
+    const struct llama *base;                   /* borrowed */
+    const struct checkpoint *base_files, *fine; /* borrowed */
+    struct student_matrix *matrix;              /* [model.n_matrices] owned */
+    struct train_vector norm;                   /* [2L + 1, D]; x is model.norm */
+    struct train_weights merged;                /* room for the largest matrix */
+    float *grad;                                /* gradients of scales and pairs */
+    float *work;                                /* the largest matrix in FP32, or NULL */
 };
 
-/* What a tenant may hold. */
-struct student_plan {
-    int32_t planes;                   /* of the linears, 1 .. MAX_PLANES */
-    int32_t vocab_planes, vocab_rank; /* of embedding and lm_head */
-    double pair_bits; /* for low-rank pairs in the linears: bits per weight, over all of them */
-    bool scalar;      /* one scale for a whole matrix, its mean difference; no column scales */
-    bool dense_vocab; /* embedding and lm_head whole, as the published method keeps them */
-};
-
-/* Base and fine-tune have the same shape, but the fine-tune's vocabulary may be wider. Signs,
- * least-squares scales and low-rank pairs are found from the weights alone. E_NOMEM with a
- * sentence. Free with student_free, also after an error. */
-err_t student_open(struct student *s, const struct gemm *g, const struct llama *base,
-                   const struct llama *teacher, const struct student_plan *plan, struct why *why);
+/* choice [n_matrices]: how each matrix is stored (of tied models that of the embedding counts for
+ * both). exact is for embedding and lm_head: the changed rows, or the whole where all changed.
+ * Rows beyond the base's vocabulary are exact in any case, and a matrix that did not change is the
+ * base's whatever is chosen. Base and fine-tune have the same shape, but the fine-tune's vocabulary
+ * may be wider. Signs, least-squares scales and pairs are found from the weights alone. Errors with
+ * a sentence: E_NOMEM, E_IO, E_FORMAT, E_UNSUPPORTED. Free with student_free, also after an error.
+ * p: NULL for none. */
+err_t student_open(struct student *s, struct train *t, const struct llama *base,
+                   const struct checkpoint *base_files, const struct checkpoint *fine,
+                   const struct budget_choice *choice, struct progress *p, struct why *why);
 void student_free(struct student *s);
 /* Bits stored for the linears, per weight of theirs, with scales at 16 bits. */
 double student_bits_per_weight(const struct student *s);
-/* Sets the model's weights of one matrix from what the tenant holds of it. */
-void student_set_weights(struct student *s, const struct gemm *g, int32_t i_matrix);
+/* Gives up, or takes again, the FP32 room for one matrix that differences are worked on in:
+ * student_open ends with it given up. */
+err_t student_work(struct student *s, bool wanted, struct why *why);
+/* d: device [N, K] = fine-tune - base of one matrix. */
+err_t student_difference(struct student *s, int32_t i_matrix, float *d, struct why *why);
+/* What the planes and the pair of a matrix add to its ground; valid while the student is. */
+struct train_delta student_delta(const struct student *s, int32_t i_matrix);
+/* Fits the planes of a matrix one behind the other to d [N, K] (device), which becomes what they
+ * leave. The pair is as it is: take it out of d first. */
+void student_fit_planes(struct student *s, int32_t i_matrix, float *d);
 
 /* Step sizes; 0 leaves that kind of number as it is. */
 struct student_rates {
@@ -73,9 +77,11 @@ struct student_rates {
     float norm;
     int32_t t; /* number of this step, from 1 */
 };
-/* One step against the gradient [rows of the model's matrix, K]; sets the weights anew. */
-void student_learn(struct student *s, const struct gemm *g, int32_t i_matrix, const float *grad,
+/* One step against the gradient, device [rows of the model's matrix, K]. */
+void student_learn(struct student *s, int32_t i_matrix, const float *grad,
                    const struct student_rates *r);
+/* Whether any step changes this matrix: for llama_sink.wants. */
+bool student_learns(const struct student *s, int32_t i_matrix);
 void student_learn_norms(struct student *s, const float *grad, const struct student_rates *r);
 
 #endif

@@ -6,58 +6,82 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "compress/student_block.h"
 #include "kernels/f16.h"
 
 /* ---- rounding ---------------------------------------------------------------------------------
  */
 
-static void round_logs(struct param *p, float add) {
-    for (size_t i = 0; i < p->n; i++) {
-        float x = half_to_float(half_from_float(expf(p->x[i] + add)));
-        p->x[i] = x > 0 ? logf(x) : -30.0f;
+/* A vector of the device as the host sees it; NULL when there is no memory. */
+static float *fetch(struct train *t, const struct train_vector *v) {
+    float *x = malloc((v->n + 1) * sizeof *x);
+    if (x && v->n)
+        t->ops->get(t, x, v->x, v->n * sizeof *x);
+    return x;
+}
+
+static void round_logs(float *x, size_t n, float add) {
+    for (size_t i = 0; i < n; i++) {
+        float scale = half_to_float(half_from_float(expf(x[i] + add)));
+        x[i] = scale > 0 ? logf(scale) : -30.0f;
     }
 }
 
-static double mean_log(const struct param *p) {
+static double mean_log(const float *x, size_t n) {
     double sum = 0;
-    size_t n = 0;
-    for (size_t i = 0; i < p->n; i++)
-        if (p->x[i] > -25) /* scales of rows that do not change at all say nothing */
-            sum += (double)p->x[i], n++;
-    return n ? sum / (double)n : 0;
+    size_t some = 0;
+    for (size_t i = 0; i < n; i++)
+        if (x[i] > -25) /* scales of rows that do not change at all say nothing */
+            sum += (double)x[i], some++;
+    return some ? sum / (double)some : 0;
 }
 
-static void round_pair(struct param *p) {
-    for (size_t i = 0; i < p->n; i++)
-        p->x[i] = half_to_float(half_from_float(p->x[i]));
+static err_t round_plane(struct train *t, struct train_plane *p) {
+    if (p->row.n == 1 && !p->col.n)
+        return 0; /* a single scale stays FP32 */
+    float *row = fetch(t, &p->row), *col = fetch(t, &p->col);
+    if (row && col) {
+        /* Rows and columns share the size evenly, so that neither is small for FP16. */
+        float shift = 0;
+        if (p->col.n)
+            shift = (float)((mean_log(col, p->col.n) - mean_log(row, p->row.n)) / 2);
+        round_logs(row, p->row.n, shift);
+        round_logs(col, p->col.n, -shift);
+        t->ops->put(t, p->row.x, row, p->row.n * sizeof *row);
+        if (p->col.n)
+            t->ops->put(t, p->col.x, col, p->col.n * sizeof *col);
+    }
+    bool done = row && col;
+    free(row), free(col);
+    return done ? 0 : E_NOMEM;
 }
 
-void student_round(struct student *s, const struct gemm *g) {
+static err_t round_factor(struct train *t, struct train_vector *v) {
+    float *x = fetch(t, v);
+    for (size_t i = 0; x && i < v->n; i++)
+        x[i] = half_to_float(half_from_float(x[i]));
+    if (x && v->n)
+        t->ops->put(t, v->x, x, v->n * sizeof *x);
+    free(x);
+    return x ? 0 : E_NOMEM;
+}
+
+err_t student_round(struct student *s, struct why *why) {
+    err_t e = 0;
     for (int32_t i = 0; i < s->model.n_matrices; i++) {
         struct student_matrix *x = &s->matrix[i];
-        if (x->kind != STUDENT_PLANES)
-            continue;
-        for (int32_t p = 0; p < x->n_planes; p++) {
-            struct student_plane *q = &x->plane[p];
-            if (!q->col.n)
-                continue; /* a single scale stays FP32 */
-            /* Rows and columns share the size evenly, so that neither is small for FP16. */
-            float shift = (float)((mean_log(&q->col) - mean_log(&q->row)) / 2);
-            round_logs(&q->row, shift);
-            round_logs(&q->col, -shift);
-            plane_columns(x, q);
-        }
-        round_pair(&x->a), round_pair(&x->b);
-        student_set_weights(s, g, i);
+        for (int32_t p = 0; !e && p < x->n_planes; p++)
+            e = round_plane(s->t, &x->plane[p]);
+        e = e || !x->rank ? e : round_factor(s->t, &x->a);
+        e = e || !x->rank ? e : round_factor(s->t, &x->b);
     }
+    return e ? why_set(why, e, "There is not enough memory to round the tenant's numbers.") : 0;
 }
 
 /* ---- writing ----------------------------------------------------------------------------------
  */
 
 struct out {
-    const struct student *s;
+    struct student *s;
     struct tenant_writer *w;
     struct report *report;
     void *block; /* bytes of the largest tensor */
@@ -83,64 +107,84 @@ static err_t put_half(const struct out *o, const char *part, const char *suffix,
     return put(o, part, suffix, ST_F16, n_dims, dim, half);
 }
 
+/* Scales from their logarithms; e^-30 stands for 0. */
 static err_t put_scales(const struct out *o, const char *part, const char *suffix,
-                        const struct param *logs, float *scratch) {
+                        const struct train_vector *logs) {
     int64_t n = (int64_t)logs->n;
-    for (int64_t i = 0; i < n; i++)
-        scratch[i] = logs->x[i] > -25 ? expf(logs->x[i]) : 0;
-    return n == 1 ? put(o, part, suffix, ST_F32, 1, &n, scratch)
-                  : put_half(o, part, suffix, 1, &n, scratch);
+    float *x = fetch(o->s->t, logs);
+    err_t e = x ? 0 : why_set(o->why, E_NOMEM, "%s: not enough memory for its scales", part);
+    for (int64_t i = 0; x && i < n; i++)
+        x[i] = x[i] > -25 ? expf(x[i]) : 0;
+    e = e        ? e
+        : n == 1 ? put(o, part, suffix, ST_F32, 1, &n, x)
+                 : put_half(o, part, suffix, 1, &n, x);
+    free(x);
+    return e;
 }
 
 static err_t put_plane(const struct out *o, const char *part, const struct student_matrix *x,
                        int32_t i) {
-    const struct student_plane *p = &x->plane[i];
+    const struct train_plane *p = &x->plane[i];
     int64_t tiles[3] = {tiles_of(x->n, TILE_ROWS), tiles_of(x->k, TILE_COLS), TILE_BYTES};
     char suffix[24];
-    uint32_t *bits = o->block;
-    memset(bits, 0, plane_bytes(x->n, x->k));
-    for (int32_t n = 0; n < x->n; n++)
-        for (int32_t k = 0; k < x->k; k++)
-            if (p->bit.x[(size_t)n * (size_t)x->k + (size_t)k] >= 0)
-                bits[plane_word(n, k, x->k)] |= 1u << (k % 32);
+    o->s->t->ops->signs_get(o->s->t, p->signs, x->n, x->k, o->block);
     snprintf(suffix, sizeof suffix, ".plane%d.bits", i);
-    err_t e = put(o, part, suffix, ST_U8, 3, tiles, bits);
-    float *scratch = (float *)o->block + (x->n > x->k ? x->n : x->k); /* behind the halves */
+    err_t e = put(o, part, suffix, ST_U8, 3, tiles, o->block);
     snprintf(suffix, sizeof suffix, ".plane%d.row", i);
-    e = e ? e : put_scales(o, part, suffix, &p->row, scratch);
+    e = e ? e : put_scales(o, part, suffix, &p->row);
     snprintf(suffix, sizeof suffix, ".plane%d.col", i);
-    return e || !p->col.n ? e : put_scales(o, part, suffix, &p->col, scratch);
+    return e || !p->col.n ? e : put_scales(o, part, suffix, &p->col);
 }
 
-/* Rows of the fine-tune, gathered; n of them, ids NULL: all. */
+static err_t put_factor(const struct out *o, const char *part, const char *suffix, int64_t n,
+                        int64_t k, const struct train_vector *v) {
+    int64_t dim[2] = {n, k};
+    float *x = fetch(o->s->t, v);
+    err_t e = x ? put_half(o, part, suffix, 2, dim, x)
+                : why_set(o->why, E_NOMEM, "%s: not enough memory for its pair", part);
+    free(x);
+    return e;
+}
+
+/* Exact rows of the fine-tune: all of them as one tensor, or the listed ones with their ids. */
 static err_t put_rows(const struct out *o, const char *part, int32_t i) {
     const struct student_matrix *x = &o->s->matrix[i];
+    struct llama_files files = {o->s->fine, false};
+    struct llama_source from = llama_source_files(&files);
     int64_t n = x->n_rows, dim[2] = {x->n_rows, x->k};
+    bool dense = x->kind == STUDENT_DENSE;
     size_t k = (size_t)x->k;
-    err_t e = put(o, part, ".row_ids", ST_I32, 1, &n, x->row_id);
+    err_t e = dense ? 0 : put(o, part, ".row_ids", ST_I32, 1, &n, x->row_id);
     float *row = malloc((size_t)n * k * sizeof *row);
     if (!e && !row)
         e = why_set(o->why, E_NOMEM, "%s: not enough memory for %d rows", part, x->n_rows);
-    for (int64_t r = 0; !e && r < n; r++)
-        memcpy(row + (size_t)r * k, o->s->teacher->matrix[i].w + (size_t)x->row_id[r] * k,
-               k * sizeof *row);
-    e = e ? e : put_half(o, part, ".rows", 2, dim, row);
+    for (int32_t r = 0, run; !e && r < x->n_rows; r += run) {
+        for (run = 1; r + run < x->n_rows && x->row_id[r + run] == x->row_id[r] + run; run++)
+            ;
+        e = from.rows(from.arg, i, x->row_id[r], run, row + (size_t)r * k, o->why);
+    }
+    e = e ? e : put_half(o, part, dense ? ".dense" : ".rows", 2, dim, row);
     free(row);
     return e;
 }
 
-static void measure(const struct out *o, int32_t i, struct report_row *r) {
-    const struct student_matrix *x = &o->s->matrix[i];
-    const float *b = o->s->base->matrix[i].w, *t = o->s->teacher->matrix[i].w,
-                *y = o->s->model.matrix[i].w;
-    double base = 0, change = 0, residual = 0;
-    for (size_t l = 0; l < (size_t)x->n * (size_t)x->k; l++) {
-        double d = (double)t[l] - (double)b[l], left = (double)t[l] - (double)y[l];
-        base += (double)b[l] * (double)b[l], change += d * d, residual += left * left;
-        r->zeros += t[l] == b[l];
+/* Squares of what planes and pair leave of the difference. */
+static err_t residual(const struct out *o, int32_t i, double *sum) {
+    struct student *s = o->s;
+    const struct student_matrix *x = &s->matrix[i];
+    size_t n = (size_t)x->n * (size_t)x->k;
+    struct train_delta d = student_delta(s, i);
+    float *left = malloc(n * sizeof *left);
+    err_t e = left ? student_difference(s, i, s->work, o->why)
+                   : why_set(o->why, E_NOMEM, "not enough memory to measure the tenant");
+    if (!e) {
+        s->t->ops->unmerge(s->t, &d, -1, s->work);
+        s->t->ops->get(s->t, left, s->work, n * sizeof *left);
+        for (size_t l = 0; l < n; l++)
+            *sum += (double)left[l] * (double)left[l];
     }
-    r->weights += (double)o->s->model.matrix[i].n * (double)x->k;
-    r->base += base, r->change += change, r->residual += residual;
+    free(left);
+    return e;
 }
 
 static err_t put_matrix(const struct out *o, int32_t i, const char *part, struct report_row *r) {
@@ -150,22 +194,18 @@ static err_t put_matrix(const struct out *o, int32_t i, const char *part, struct
     tenant_writer_kind(o->w, part, kinds[x->kind]);
     report_kind(r, tenant_kind_name(kinds[x->kind]));
     err_t e = 0;
-    if (x->kind == STUDENT_DENSE) {
-        int64_t dim[2] = {o->s->model.matrix[i].n, x->k};
-        e = put_half(o, part, ".dense", 2, dim, o->s->teacher->matrix[i].w);
-    }
     for (int32_t p = 0; !e && p < x->n_planes; p++)
         e = put_plane(o, part, x, p);
     if (!e && x->rank) {
-        int64_t a[2] = {x->rank, x->k}, b[2] = {x->n, x->rank};
-        e = put_half(o, part, ".lora_a", 2, a, x->a.x);
-        e = e ? e : put_half(o, part, ".lora_b", 2, b, x->b.x);
+        e = put_factor(o, part, ".lora_a", x->rank, x->k, &x->a);
+        e = e ? e : put_factor(o, part, ".lora_b", x->n, x->rank, &x->b);
     }
     if (!e && x->n_rows)
         e = put_rows(o, part, i);
     r->bytes += (double)(tenant_writer_bytes(o->w) - before);
-    measure(o, i, r);
-    return e;
+    r->weights += (double)o->s->model.matrix[i].n * (double)x->k;
+    r->base += x->base, r->change += x->change, r->zeros += x->zeros;
+    return e || x->kind != STUDENT_PLANES ? e : residual(o, i, &r->residual);
 }
 
 static err_t put_norms(const struct out *o) {
@@ -173,32 +213,40 @@ static err_t put_norms(const struct out *o) {
     struct report_row *r = &o->report->row[REPORT_NORM];
     int64_t dim[2] = {2 * s->n_layers + 1, s->dim};
     uint64_t before = tenant_writer_bytes(o->w);
-    err_t e = put(o, "norm", "", ST_F32, 2, dim, o->s->model.norm);
-    for (size_t i = 0; i < o->s->norm.n; i++) {
-        double b = (double)o->s->base->norm[i], d = (double)o->s->teacher->norm[i] - b,
-               left = (double)o->s->teacher->norm[i] - (double)o->s->model.norm[i];
+    size_t n = o->s->norm.n;
+    struct llama_files files[2] = {{o->s->base_files, false}, {o->s->fine, false}};
+    struct llama_source base = llama_source_files(&files[0]), fine = llama_source_files(&files[1]);
+    float *ours = fetch(o->s->t, &o->s->norm), *was = malloc(2 * n * sizeof *was);
+    err_t e = ours && was ? put(o, "norm", "", ST_F32, 2, dim, ours)
+                          : why_set(o->why, E_NOMEM, "not enough memory for the norms");
+    e = e ? e : base.norms(base.arg, was, o->why);
+    e = e ? e : fine.norms(fine.arg, was + n, o->why);
+    for (size_t i = 0; !e && i < n; i++) {
+        double b = (double)was[i], d = (double)was[n + i] - b,
+               left = (double)was[n + i] - (double)ours[i];
         r->base += b * b, r->change += d * d, r->residual += left * left;
         r->zeros += (float)d == 0;
     }
-    r->weights += (double)o->s->norm.n;
+    free(ours), free(was);
+    r->weights += (double)n;
     r->bytes += (double)(tenant_writer_bytes(o->w) - before);
     report_kind(r, "dense");
     return e;
 }
 
-err_t student_write(const struct student *s, struct tenant_writer *w, struct report *report,
+err_t student_write(struct student *s, struct tenant_writer *w, struct report *report,
                     struct why *why) {
-    size_t bytes = 0; /* a matrix in FP16, its sign bits, or scales in both widths */
+    size_t bytes = 0; /* a matrix in FP16, or its sign bits */
     for (int32_t i = 0; i < s->model.n_matrices; i++) {
-        int32_t n = s->model.matrix[i].n, k = s->model.matrix[i].k, longer = n > k ? n : k;
-        size_t half = 2 * (size_t)n * (size_t)k, scales = 8 * (size_t)longer;
+        int32_t n = s->model.matrix[i].n, k = s->model.matrix[i].k;
+        size_t half = 2 * (size_t)n * (size_t)k;
         bytes = half > bytes ? half : bytes;
-        bytes = scales > bytes ? scales : bytes;
         bytes = plane_bytes(n, k) > bytes ? plane_bytes(n, k) : bytes;
     }
     struct out o = {s, w, report, malloc(bytes), why};
     err_t e =
         o.block ? 0 : why_set(why, E_NOMEM, "There is not enough memory to write the tenant.");
+    e = e ? e : student_work(s, true, why);
     for (int32_t i = 0; !e && i < llama_embed(&s->model); i++) {
         char name[128];
         part_name(name, sizeof name, i / N_PARTS, (enum part)(i % N_PARTS));
@@ -212,6 +260,8 @@ err_t student_write(const struct student *s, struct tenant_writer *w, struct rep
         e = put_matrix(&o, llama_head(&s->model), "head", &report->row[REPORT_HEAD]);
     }
     e = e ? e : put_norms(&o);
+    e = e ? e : s->t->ops->settle(s->t, why);
+    student_work(s, false, why);
     free(o.block);
     return e;
 }

@@ -9,22 +9,23 @@
 #include "tests/unit/run_tool.h"
 
 struct loaded {
-    struct gemm g;
+    struct train *t;
     struct checkpoint files;
     struct llama m;
 };
 
 static void load_model(struct loaded *l, const char *dir) {
     struct why why = {""};
-    CHECK_OK(gemm_open(&l->g, 0), why);
+    CHECK_OK(train_cpu_open(&l->t, 0, &why), why);
     CHECK_OK(checkpoint_open(&l->files, dir, &why), why);
-    CHECK_OK(llama_load(&l->m, &l->files, &why), why);
+    struct llama_files from = {&l->files, true};
+    CHECK_OK(llama_load(&l->m, l->t, &l->files.config, llama_source_files(&from), NULL, &why), why);
 }
 
 static void unload(struct loaded *l) {
     llama_free(&l->m);
     checkpoint_close(&l->files);
-    gemm_close(&l->g);
+    l->t->ops->close(l->t);
 }
 
 /* log p of every id given those before it, in one forward pass. */
@@ -34,8 +35,8 @@ static void log_probs(struct loaded *l, const int32_t *ids, int32_t n, double *o
     struct llama_batch b = {n, 1, ids, start};
     struct llama_tape *tape;
     float *logits = malloc((size_t)n * (size_t)vocab * sizeof *logits);
-    CHECK_OK(llama_tape_open(&tape, &l->m, &l->g, n, n), why);
-    llama_forward(&l->m, &l->g, &b, tape, logits);
+    CHECK_OK(llama_tape_open(&tape, &l->m, n, false, &why), why);
+    llama_forward(&l->m, &b, tape, logits);
     for (int32_t r = 0; r + 1 < n; r++) {
         const float *x = logits + (size_t)r * (size_t)vocab;
         double top = -INFINITY, sum = 0;
@@ -91,23 +92,26 @@ TEST(sample_decodes_what_the_whole_forward_pass_predicts) {
     make_model(dir, (struct make_model){.scale = 0.3f});
     struct loaded l;
     load_model(&l, dir);
-    struct corpus prompts = {0}, said = {0};
+    struct corpus prompts = {0};
+    struct lesson kept = {0}, read = {0};
+    kept.row_bytes = read.row_bytes = (size_t)l.m.config.shape.dim * sizeof(float);
     static const int32_t a[] = {1, 7, 9}, b[] = {1, 3, 4, 5, 6};
     CHECK_EQ(corpus_add(&prompts, a, 3), 0);
     CHECK_EQ(corpus_add(&prompts, b, 5), 0);
     int32_t lengths[] = {12, 9};
     struct sample_options o = {0};
-    CHECK_OK(sample_continue(&l.m, &l.g, &prompts, lengths, &o, &said), why);
+    CHECK_OK(sample_continue(&l.m, &prompts, lengths, &o, &kept, &why), why);
+    const struct corpus said = kept.text;
     CHECK_EQ(said.n_seqs, 2);
     int32_t vocab = l.m.config.shape.vocab;
     float *logits = malloc(12 * (size_t)vocab * sizeof *logits);
     struct llama_tape *tape;
-    CHECK_OK(llama_tape_open(&tape, &l.m, &l.g, 12, 12), why);
+    CHECK_OK(llama_tape_open(&tape, &l.m, 12, false, &why), why);
     for (int32_t s = 0; s < 2; s++) {
         int32_t n = corpus_length(&said, s), start[2] = {0, n};
         const int32_t *id = said.id + said.start[s];
         CHECK_EQ(n, lengths[s]);
-        llama_forward(&l.m, &l.g, &(struct llama_batch){n, 1, id, start}, tape, logits);
+        llama_forward(&l.m, &(struct llama_batch){n, 1, id, start}, tape, logits);
         for (int32_t r = 0; r < n; r++) {
             if (r < corpus_length(&prompts, s)) {
                 CHECK_EQ(id[r], prompts.id[prompts.start[s] + (size_t)r]);
@@ -118,9 +122,17 @@ TEST(sample_decodes_what_the_whole_forward_pass_predicts) {
                 CHECK(x[i] <= x[id[r]] + 1e-4f);
         }
     }
+    /* What decoding keeps of each row is what reading the text gives. */
+    CHECK_OK(lesson_read(&read, &l.m, &said, 12, NULL, &why), why);
+    for (int32_t s = 0; s < 2; s++)
+        for (size_t i = said.start[s]; i + 1 < said.start[s + 1]; i++)
+            for (size_t e = 0; e < read.row_bytes / sizeof(float); e++)
+                CHECK_NEAR((double)((float *)(void *)(kept.final + i * read.row_bytes))[e],
+                           (double)((float *)(void *)(read.final + i * read.row_bytes))[e], 1e-4,
+                           1e-4);
     llama_tape_close(tape);
     free(logits);
-    corpus_free(&prompts), corpus_free(&said);
+    corpus_free(&prompts), lesson_free(&kept), lesson_free(&read);
     unload(&l);
 }
 
@@ -131,11 +143,12 @@ TEST(sample_draws_by_seed_and_number_alone_and_by_the_model_s_probabilities) {
     make_model(dir, (struct make_model){.vocab = 12, .scale = 0.3f});
     struct loaded l;
     load_model(&l, dir);
-    struct corpus one = {0}, many = {0};
+    struct lesson one_text = {0}, many_text = {0};
     struct sample_options o = {.temperature = 1, .seed = 5};
     enum { DOCUMENTS = 4000, LENGTH = 2 };
-    CHECK_OK(sample_documents(&l.m, &l.g, 3, LENGTH, &o, &one), why);
-    CHECK_OK(sample_documents(&l.m, &l.g, DOCUMENTS, LENGTH, &o, &many), why);
+    CHECK_OK(sample_documents(&l.m, 3, LENGTH, &o, &one_text, &why), why);
+    CHECK_OK(sample_documents(&l.m, DOCUMENTS, LENGTH, &o, &many_text, &why), why);
+    const struct corpus one = one_text.text, many = many_text.text;
     CHECK_EQ(memcmp(one.id, many.id, one.n_ids * sizeof *one.id), 0);
     int32_t count[12] = {0}, first = many.id[0];
     for (int32_t i = 0; i < DOCUMENTS; i++)
@@ -147,7 +160,7 @@ TEST(sample_draws_by_seed_and_number_alone_and_by_the_model_s_probabilities) {
         double p = exp(log_p[1]), spread = sqrt(p * (1 - p) / DOCUMENTS);
         CHECK_NEAR((double)count[v] / DOCUMENTS, p, 5 * spread, 0);
     }
-    corpus_free(&one), corpus_free(&many);
+    lesson_free(&one_text), lesson_free(&many_text);
     unload(&l);
 }
 

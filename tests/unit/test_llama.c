@@ -1,53 +1,17 @@
 /* The calibration model: every gradient against finite differences of the loss, over grouped heads,
- * tied and untied embeddings, a sliding window, and two sequences in one batch; and the matrix
- * product against double precision. */
+ * tied and untied embeddings, a sliding window, and two sequences in one batch. On the CPU, where
+ * device memory is plain memory. */
 #include <math.h>
 
 #include "compress/llama.h"
-#include "compress/loss.h"
 #include "tests/check.h"
-
-static void check_product(struct gemm *g, int32_t m, int32_t n, int32_t k, int way, unsigned seed) {
-    float *a = malloc((size_t)(m * k) * sizeof *a), *b = malloc((size_t)(k * n) * sizeof *b);
-    float *c = malloc((size_t)(m * n) * sizeof *c);
-    for (int32_t i = 0; i < m * k; i++)
-        a[i] = test_gauss(&seed);
-    for (int32_t i = 0; i < k * n; i++)
-        b[i] = test_gauss(&seed);
-    for (int32_t i = 0; i < m * n; i++)
-        c[i] = 0.5f;
-    struct mat x = way & 1 ? mat_transposed(a, (size_t)m) : mat_of(a, (size_t)k);
-    struct mat y = way & 2 ? mat_transposed(b, (size_t)k) : mat_of(b, (size_t)n);
-    gemm(g, m, n, k, x, y, c, (size_t)n, way & 4);
-    for (int32_t i = 0; i < m; i++)
-        for (int32_t j = 0; j < n; j++) {
-            double want = way & 4 ? 0.5 : 0;
-            for (int32_t l = 0; l < k; l++)
-                want += (double)x.p[(size_t)i * x.row + (size_t)l * x.col] *
-                        (double)y.p[(size_t)l * y.row + (size_t)j * y.col];
-            CHECK_NEAR((double)c[i * n + j], want, 2e-4, 0);
-        }
-    free(a), free(b), free(c);
-}
-
-TEST(gemm_gives_the_product_for_every_orientation_and_odd_shape) {
-    static const int32_t shape[][3] = {{1, 1, 1},     {7, 5, 3},     {13, 33, 257}, {12, 32, 256},
-                                       {193, 40, 70}, {96, 513, 64}, {64, 64, 600}};
-    struct gemm g;
-    struct why why = {""};
-    CHECK_OK(gemm_open(&g, 2), why);
-    for (size_t s = 0; s < sizeof shape / sizeof *shape; s++)
-        for (int way = 0; way < 8; way++)
-            check_product(&g, shape[s][0], shape[s][1], shape[s][2], way, (unsigned)(3 + s));
-    gemm_close(&g);
-}
 
 /* A tiny model with random weights, a batch of two sequences, and a teacher's logits. */
 enum { LAYERS = 2, DIM = 24, VOCAB = 11, ROWS = 11, NORMS = 2 * LAYERS + 1 };
 static const int32_t ids[ROWS] = {1, 5, 9, 2, 7, 7, 3, 1, 10, 4, 6}, starts[] = {0, 7, ROWS};
 
 struct setup {
-    struct gemm g;
+    struct train *t;
     struct llama m;
     struct llama_tape *tape;
     struct llama_batch b;
@@ -69,18 +33,18 @@ static void open_setup(struct setup *s, bool tied, int32_t window) {
                                    .norm_eps = 1e-5f};
     struct why why = {""};
     memset(s, 0, sizeof *s);
-    CHECK_OK(gemm_open(&s->g, 2), why);
-    CHECK_OK(llama_make(&s->m, &c, &why), why);
+    CHECK_OK(train_cpu_open(&s->t, 2, &why), why);
+    CHECK_OK(llama_make(&s->m, s->t, &c, false, &why), why);
     unsigned seed = 11;
     for (int32_t i = 0; i < s->m.n_matrices - (tied ? 1 : 0); i++) {
-        struct llama_matrix *x = &s->m.matrix[i];
+        const struct train_weights *x = &s->m.matrix[i];
         for (int32_t j = 0; j < x->n * x->k; j++)
-            x->w[j] = test_gauss(&seed) / sqrtf((float)x->k) * 1.5f;
+            ((float *)x->w)[j] = test_gauss(&seed) / sqrtf((float)x->k) * 1.5f;
     }
     for (int32_t i = 0; i < NORMS * DIM; i++)
         s->m.norm[i] = 1 + 0.3f * test_gauss(&seed);
     s->b = (struct llama_batch){ROWS, 2, ids, starts};
-    CHECK_OK(llama_tape_open(&s->tape, &s->m, &s->g, ROWS, 7), why);
+    CHECK_OK(llama_tape_open(&s->tape, &s->m, ROWS, true, &why), why);
     for (int i = 0; i < ROWS * VOCAB; i++)
         s->teacher[i] = test_gauss(&seed);
 }
@@ -90,7 +54,7 @@ static void close_setup(struct setup *s) {
         free(s->grad[i]);
     llama_tape_close(s->tape);
     llama_free(&s->m);
-    gemm_close(&s->g);
+    s->t->ops->close(s->t);
 }
 
 static void keep(void *arg, int32_t i, float *grad) {
@@ -102,9 +66,9 @@ static void keep(void *arg, int32_t i, float *grad) {
 }
 
 static double loss_of(struct setup *s) {
-    struct loss sum = {0};
-    llama_forward(&s->m, &s->g, &s->b, s->tape, s->logits);
-    loss_distil(&s->g, ROWS, VOCAB, s->logits, s->teacher, NULL, 1, 0.7f, 1, NULL, &sum);
+    struct train_loss sum = {0};
+    llama_forward(&s->m, &s->b, s->tape, s->logits);
+    s->t->ops->distil(s->t, ROWS, VOCAB, s->logits, s->teacher, NULL, 1, 0.7f, 1, NULL, &sum);
     return sum.kl + (double)0.7f * sum.mse;
 }
 
@@ -136,17 +100,17 @@ static void check_slope(struct setup *s, float *x, const float *grad, size_t n, 
 static void check_gradients(bool tied, int32_t window) {
     struct setup s;
     open_setup(&s, tied, window);
-    struct loss sum = {0};
-    llama_forward(&s.m, &s.g, &s.b, s.tape, s.logits);
-    loss_distil(&s.g, ROWS, VOCAB, s.logits, s.teacher, NULL, 1, 0.7f, 1, s.logits, &sum);
-    llama_backward(&s.m, &s.g, &s.b, s.tape, s.logits, s.dnorm, (struct llama_sink){keep, &s});
+    struct train_loss sum = {0};
+    llama_forward(&s.m, &s.b, s.tape, s.logits);
+    s.t->ops->distil(s.t, ROWS, VOCAB, s.logits, s.teacher, NULL, 1, 0.7f, 1, s.logits, &sum);
+    llama_backward(&s.m, s.tape, s.logits, s.dnorm, (struct llama_sink){keep, NULL, &s});
     unsigned seed = 5;
     for (int32_t i = 0; i < s.m.n_matrices; i++) {
         if (tied && i == llama_head(&s.m)) {
             CHECK(!s.grad[i]);
             continue;
         }
-        const struct llama_matrix *x = &s.m.matrix[i];
+        const struct train_weights *x = &s.m.matrix[i];
         for (int turn = 0; turn < 3; turn++)
             check_slope(&s, x->w, s.grad[i], (size_t)x->n * (size_t)x->k, &seed, "matrix", i);
     }
@@ -168,25 +132,25 @@ TEST(llama_gradients_match_finite_differences_under_a_sliding_window) {
 TEST(llama_rows_do_not_depend_on_the_other_sequences_of_a_batch) {
     struct setup s;
     open_setup(&s, false, 0);
-    llama_forward(&s.m, &s.g, &s.b, s.tape, s.logits);
+    llama_forward(&s.m, &s.b, s.tape, s.logits);
     float alone[4 * VOCAB];
     static const int32_t one[] = {0, 4};
     struct llama_batch b = {4, 1, ids + 7, one};
-    llama_forward(&s.m, &s.g, &b, s.tape, alone);
+    llama_forward(&s.m, &b, s.tape, alone);
     for (int i = 0; i < 4 * VOCAB; i++)
         CHECK_NEAR((double)alone[i], (double)s.logits[7 * VOCAB + i], 1e-5, 1e-5);
     close_setup(&s);
 }
 
 TEST(loss_is_zero_and_agrees_for_equal_logits_and_counts_targets) {
-    struct gemm g;
+    struct train *t;
     struct why why = {""};
-    CHECK_OK(gemm_open(&g, 1), why);
+    CHECK_OK(train_cpu_open(&t, 1, &why), why);
     float x[2 * 3] = {0, 1, 2, 2, 1, 0}, y[2 * 3] = {0, 1, 2, 0, 1, 2};
     int32_t target[2] = {2, -1};
-    struct loss same = {0}, other = {0};
-    loss_distil(&g, 2, 3, x, x, target, 1, 0, 1, NULL, &same);
-    loss_distil(&g, 2, 3, y, x, target, 1, 0, 1, NULL, &other);
+    struct train_loss same = {0}, other = {0};
+    t->ops->distil(t, 2, 3, x, x, target, 1, 0, 1, NULL, &same);
+    t->ops->distil(t, 2, 3, y, x, target, 1, 0, 1, NULL, &other);
     CHECK_NEAR(same.kl, 0, 1e-6, 0);
     CHECK_EQ(same.n_agree, 2);
     CHECK_EQ(same.n_targets, 1);
@@ -195,5 +159,5 @@ TEST(loss_is_zero_and_agrees_for_equal_logits_and_counts_targets) {
     CHECK_NEAR(other.mse, 8.0 / 3, 1e-5, 0);
     double z = 1 + exp(-1) + exp(-2); /* KL to the reversed distribution: 2 (p2 - p0) */
     CHECK_NEAR(other.kl, 2 * (1 - exp(-2)) / z, 1e-5, 0);
-    gemm_close(&g);
+    t->ops->close(t);
 }

@@ -7,6 +7,7 @@
 
 #include "compress/evaluate.h"
 #include "compress/fit.h"
+#include "compress/fitted.h"
 #include "compress/llama_tenant.h"
 #include "compress/low_rank.h"
 #include "compress/student_write.h"
@@ -28,7 +29,7 @@ static void tune(const char *name, float *x, size_t n, void *arg) {
 struct duo {
     char base_dir[300], fine_dir[300];
     struct checkpoint base_files, fine_files;
-    struct gemm g;
+    struct train *t;
     struct llama base, fine;
 };
 
@@ -40,63 +41,69 @@ static void open_duo(struct duo *d, bool tied) {
     make_model(d->base_dir, (struct make_model){.scale = 0.2f, .tied = tied});
     make_model(d->fine_dir,
                (struct make_model){.scale = 0.2f, .tied = tied, .change = tune, .arg = &size});
-    CHECK_OK(gemm_open(&d->g, 2), why);
+    CHECK_OK(train_cpu_open(&d->t, 2, &why), why);
     CHECK_OK(checkpoint_open(&d->base_files, d->base_dir, &why), why);
     CHECK_OK(checkpoint_open(&d->fine_files, d->fine_dir, &why), why);
-    CHECK_OK(llama_load(&d->base, &d->base_files, &why), why);
-    CHECK_OK(llama_load(&d->fine, &d->fine_files, &why), why);
+    struct llama_files base = {&d->base_files, true}, fine = {&d->fine_files, false};
+    CHECK_OK(
+        llama_load(&d->base, d->t, &d->base_files.config, llama_source_files(&base), NULL, &why),
+        why);
+    CHECK_OK(
+        llama_load(&d->fine, d->t, &d->fine_files.config, llama_source_files(&fine), NULL, &why),
+        why);
 }
 
 static void close_duo(struct duo *d) {
     llama_free(&d->base), llama_free(&d->fine);
     checkpoint_close(&d->base_files), checkpoint_close(&d->fine_files);
-    gemm_close(&d->g);
+    d->t->ops->close(d->t);
+}
+
+static void open_student(struct duo *d, struct student *s, const struct budget_choice *choice) {
+    struct why why = {""};
+    CHECK_OK(student_open(s, d->t, &d->base, &d->base_files, &d->fine_files, choice, NULL, &why),
+             why);
+}
+
+/* The same for all linears, and for embedding and lm_head. */
+enum { MATRICES = 64 };
+static void choose(struct budget_choice out[MATRICES], const struct duo *d,
+                   struct budget_choice linear, struct budget_choice vocab) {
+    CHECK(d->base.n_matrices <= MATRICES);
+    for (int32_t i = 0; i < d->base.n_matrices; i++)
+        out[i] = i < llama_embed(&d->base) ? linear : vocab;
 }
 
 /* KL from the fine-tune over a fixed text. */
 static double kl_of(struct duo *d, const struct llama *m, const struct corpus *text) {
     struct why why = {""};
-    struct loss l = {0};
-    CHECK_OK(evaluate_text(m, &d->fine, &d->g, text, &l, &why), why);
+    struct train_loss l = {0};
+    CHECK_OK(evaluate_text(m, &d->fine, text, &l, NULL, &why), why);
     return l.kl / (double)l.n_rows;
 }
 
-static void sample(struct duo *d, int32_t n, uint64_t seed, struct corpus *out) {
+static void sample(struct duo *d, int32_t n, uint64_t seed, struct lesson *out) {
     struct why why = {""};
     struct sample_options o = {.temperature = 1, .seed = seed};
-    CHECK_OK(sample_documents(&d->fine, &d->g, n, 16, &o, out), why);
+    out->row_bytes = (size_t)d->fine.config.shape.dim * d->t->ops->weight_bytes;
+    CHECK_OK(sample_documents(&d->fine, n, 16, &o, out, &why), why);
 }
 
-struct one_gradient {
-    struct student *s;
-    struct gemm *g;
-};
 static void learn(void *arg, int32_t i, float *grad) {
-    struct one_gradient *o = arg;
     /* Rates so small that nothing moves (a sign of exactly 0 would: none for signs); after one step
      * a mean is a tenth of the gradient. */
     struct student_rates r = {.scale = 1e-20f, .low_rank = 1e-20f, .t = 1};
-    student_learn(o->s, o->g, i, grad, &r);
+    student_learn(arg, i, grad, &r);
 }
 
 static void check_slope(struct duo *d, struct student *s, const struct corpus *text, int32_t i,
-                        struct param *p, size_t at, float step, const char *what) {
-    float old = p->x[at];
+                        struct train_vector *p, size_t at, float step, const char *what) {
+    float old = p->x[at]; /* the CPU's device memory is the host's */
     p->x[at] = old + step;
-    if (s->matrix[i].plane[0].col.n)
-        for (int32_t k = 0; k < s->matrix[i].k; k++)
-            s->matrix[i].plane[0].col_scale[k] = expf(s->matrix[i].plane[0].col.x[k]);
-    student_set_weights(s, &d->g, i);
-    double up = kl_of(d, &s->model, text);
+    double more = kl_of(d, &s->model, text);
     p->x[at] = old - step;
-    for (int32_t k = 0; k < s->matrix[i].k; k++)
-        s->matrix[i].plane[0].col_scale[k] = expf(s->matrix[i].plane[0].col.x[k]);
-    student_set_weights(s, &d->g, i);
-    double found = (up - kl_of(d, &s->model, text)) / (2 * (double)step);
+    double found = (more - kl_of(d, &s->model, text)) / (2 * (double)step);
     p->x[at] = old;
-    for (int32_t k = 0; k < s->matrix[i].k; k++)
-        s->matrix[i].plane[0].col_scale[k] = expf(s->matrix[i].plane[0].col.x[k]);
-    student_set_weights(s, &d->g, i);
     double said = 10 * (double)p->m[at];
     if (!(fabs(found - said) <= 2e-4 + 0.03 * fabs(said)))
         test_fail(__FILE__, __LINE__, "%s %zu of matrix %d: the slope is %.5g, the gradient %.5g",
@@ -107,11 +114,14 @@ TEST(student_gradients_of_scales_and_pairs_match_finite_differences) {
     struct duo d;
     struct student s;
     struct why why = {""};
-    struct student_plan plan = {.planes = 2, .vocab_planes = 1, .vocab_rank = 2, .pair_bits = 0.5};
+    struct budget_choice choice[MATRICES];
     open_duo(&d, false);
-    CHECK_OK(student_open(&s, &d.g, &d.base, &d.fine, &plan, &why), why);
-    struct corpus text = {0};
-    sample(&d, 6, 3, &text);
+    choose(choice, &d, (struct budget_choice){.planes = 2, .rank = 1, .scales = SCALES_BOTH},
+           (struct budget_choice){.planes = 1, .rank = 2, .scales = SCALES_BOTH});
+    open_student(&d, &s, choice);
+    struct lesson lesson = {0};
+    sample(&d, 6, 3, &lesson);
+    const struct corpus text = lesson.text;
     int32_t rows = (int32_t)text.n_ids, next = 0, vocab = d.fine.config.shape.vocab;
     int32_t id[128], start[64];
     CHECK(rows <= 128);
@@ -119,17 +129,16 @@ TEST(student_gradients_of_scales_and_pairs_match_finite_differences) {
     float *dnorm = malloc(s.norm.n * sizeof *dnorm);
     struct llama_batch b;
     struct llama_tape *tape;
-    struct loss sum = {0};
-    CHECK_OK(llama_tape_open(&tape, &s.model, &d.g, rows, 16), why);
+    struct train_loss sum = {0};
+    CHECK_OK(llama_tape_open(&tape, &s.model, rows, true, &why), why);
     CHECK(corpus_batch(&text, &next, false, rows, id, start, &b));
-    llama_forward(&d.fine, &d.g, &b, tape, t);
-    llama_forward(&s.model, &d.g, &b, tape, y);
-    loss_distil(&d.g, b.n_rows, vocab, y, t, NULL, 1, 0, 1 / (float)b.n_rows, y, &sum);
-    struct one_gradient one = {&s, &d.g};
-    llama_backward(&s.model, &d.g, &b, tape, y, dnorm, (struct llama_sink){learn, &one});
+    llama_forward(&d.fine, &b, tape, t);
+    llama_forward(&s.model, &b, tape, y);
+    d.t->ops->distil(d.t, b.n_rows, vocab, y, t, NULL, 1, 0, 1 / (float)b.n_rows, y, &sum);
+    llama_backward(&s.model, tape, y, dnorm, (struct llama_sink){learn, NULL, &s});
     static const int32_t matrices[] = {PART_Q, PART_V, PART_O, PART_UP, N_PARTS + PART_DOWN};
     for (size_t i = 0; i < sizeof matrices / sizeof *matrices; i++) {
-        struct student_plane *p = &s.matrix[matrices[i]].plane[0];
+        struct train_plane *p = &s.matrix[matrices[i]].plane[0];
         for (size_t at = 0; at < 6; at++) {
             check_slope(&d, &s, &text, matrices[i], &p->row, at, 0.02f, "row scale");
             check_slope(&d, &s, &text, matrices[i], &p->col, at, 0.02f, "column scale");
@@ -143,23 +152,30 @@ TEST(student_gradients_of_scales_and_pairs_match_finite_differences) {
     }
     llama_tape_close(tape);
     free(y), free(t), free(dnorm);
-    corpus_free(&text);
+    lesson_free(&lesson);
     student_free(&s);
     close_duo(&d);
 }
 
-static double fitted_kl(struct duo *d, const struct student_plan *plan, int32_t steps,
-                        struct student_rates rates, const struct corpus *own,
-                        const struct corpus *held) {
+static double fitted_kl(struct duo *d, struct budget_choice linear, struct budget_choice vocab,
+                        int32_t steps, struct student_rates rates, const struct lesson *own,
+                        const struct lesson *held) {
     struct student s;
     struct why why = {""};
-    CHECK_OK(student_open(&s, &d->g, &d->base, &d->fine, plan, &why), why);
-    struct corpus none = {0};
+    struct budget_choice choice[MATRICES];
+    choose(choice, d, linear, vocab);
+    open_student(d, &s, choice);
+    struct lesson none = {0};
     struct fit_options o = {.steps = steps, .rows = 192, .max_length = 16, .kl_weight = 1};
     o.rates = rates;
-    struct fit_report r;
-    CHECK_OK(fit_run(&s, &d->g, own, &none, &o, &r, &why), why);
-    double kl = kl_of(d, &s.model, held);
+    struct fit_report r = {0};
+    const struct train_weights *head = &d->fine.matrix[llama_head(&d->fine)];
+    CHECK_OK(fit_run(&s, head, own, &none, &o, &r, &why), why);
+    double kl = kl_of(d, &s.model, &held->text);
+    /* The same but for each document's last id, after which nothing comes. */
+    struct train_loss sum = {0};
+    CHECK_OK(fit_judge(&s.model, head, held, &sum, NULL, &why), why);
+    CHECK_NEAR(sum.kl / (double)sum.n_rows, kl, 0, 0.3);
     student_free(&s);
     return kl;
 }
@@ -167,22 +183,23 @@ static double fitted_kl(struct duo *d, const struct student_plan *plan, int32_t 
 TEST_LIMIT(fit_every_stage_brings_the_tenant_closer_on_text_it_has_not_seen, 300) {
     struct duo d;
     open_duo(&d, false);
-    struct corpus own = {0}, held = {0};
+    struct lesson own = {0}, held = {0};
     sample(&d, 600, 1, &own);
     sample(&d, 200, 2, &held);
-    struct student_plan scalar = {.planes = 1, .vocab_planes = 1, .scalar = true},
-                        plain = {.planes = 1, .vocab_planes = 1},
-                        pair = {.planes = 1, .vocab_planes = 1, .vocab_rank = 4},
-                        two = {.planes = 2, .vocab_planes = 2, .vocab_rank = 4};
+    struct budget_choice one = {.planes = 1, .scales = SCALES_ONE},
+                         both = {.planes = 1, .scales = SCALES_BOTH},
+                         pair = {.planes = 1, .rank = 4, .scales = SCALES_BOTH},
+                         two = {.planes = 2, .scales = SCALES_BOTH},
+                         two_pair = {.planes = 2, .rank = 4, .scales = SCALES_BOTH};
     struct student_rates none = {0}, scales = {.scale = 0.02f},
                          bits = {.scale = 0.02f, .bit = 0.02f},
                          all = {.scale = 0.02f, .bit = 0.02f, .low_rank = 0.01f, .norm = 1e-3f};
-    double k[6] = {fitted_kl(&d, &scalar, 0, none, &own, &held),
-                   fitted_kl(&d, &plain, 0, none, &own, &held),
-                   fitted_kl(&d, &plain, 120, scales, &own, &held),
-                   fitted_kl(&d, &plain, 120, bits, &own, &held),
-                   fitted_kl(&d, &pair, 120, all, &own, &held),
-                   fitted_kl(&d, &two, 120, all, &own, &held)};
+    double k[6] = {fitted_kl(&d, one, one, 0, none, &own, &held),
+                   fitted_kl(&d, both, both, 0, none, &own, &held),
+                   fitted_kl(&d, both, both, 120, scales, &own, &held),
+                   fitted_kl(&d, both, both, 120, bits, &own, &held),
+                   fitted_kl(&d, both, pair, 120, all, &own, &held),
+                   fitted_kl(&d, two, two_pair, 120, all, &own, &held)};
     static const char *const what[] = {"a scale per matrix",   "row and column scales",
                                        "fitted scales",        "fitted signs as well",
                                        "a low-rank pair, too", "a second plane"};
@@ -190,35 +207,72 @@ TEST_LIMIT(fit_every_stage_brings_the_tenant_closer_on_text_it_has_not_seen, 300
         if (!(k[i] < 0.97 * k[i - 1]))
             test_fail(__FILE__, __LINE__, "%s gives a KL of %.5f, %s gave %.5f", what[i], k[i],
                       what[i - 1], k[i - 1]);
-    corpus_free(&own), corpus_free(&held);
+    lesson_free(&own), lesson_free(&held);
     close_duo(&d);
 }
 
-TEST(low_rank_finds_a_matrix_of_its_rank_and_the_share_it_holds) {
-    struct gemm g;
+TEST(low_rank_finds_a_matrix_of_its_rank_and_the_energy_it_holds) {
+    struct train *t;
     struct why why = {""};
-    CHECK_OK(gemm_open(&g, 2), why);
+    CHECK_OK(train_cpu_open(&t, 2, &why), why);
     enum { N = 37, K = 29, RANK = 3 };
     unsigned seed = 4;
     float u[N * RANK], v[RANK * K], d[N * K], b[N * RANK], a[RANK * K], back[N * K];
+    double held[RANK], energy = 0;
     for (int i = 0; i < N * RANK; i++)
         u[i] = test_gauss(&seed);
     for (int i = 0; i < RANK * K; i++)
         v[i] = test_gauss(&seed);
-    gemm(&g, N, K, RANK, mat_of(u, RANK), mat_of(v, K), d, K, false);
-    double share;
-    CHECK_OK(low_rank(&g, N, K, RANK, d, b, a, &share), why);
-    CHECK_NEAR(share, 1, 1e-5, 0);
-    gemm(&g, N, K, RANK, mat_of(b, RANK), mat_of(a, K), back, K, false);
+    t->ops->gemm(t, N, K, RANK, train_mat(u, RANK), train_mat(v, K), d, K, false);
+    for (int i = 0; i < N * K; i++)
+        energy += (double)d[i] * (double)d[i];
+    CHECK_OK(low_rank(t, N, K, RANK, d, NULL, b, a, held), why);
+    CHECK_NEAR(held[0] + held[1] + held[2], energy, 0, 1e-5);
+    CHECK(held[0] > held[1] && held[1] > held[2] && held[2] > 0);
+    t->ops->gemm(t, N, K, RANK, train_mat(b, RANK), train_mat(a, K), back, K, false);
     for (int i = 0; i < N * K; i++)
         CHECK_NEAR((double)back[i], (double)d[i], 1e-4, 1e-4);
-    CHECK_OK(low_rank(&g, N, K, 1, d, b, a, &share), why);
-    CHECK(share > 0.34 && share < 0.9); /* the largest of three holds a third and more */
+    double largest = held[0], size_a = 0, size_b = 0;
+    CHECK_OK(low_rank(t, N, K, 1, d, NULL, b, a, held), why);
+    CHECK_NEAR(held[0], largest, 0, 1e-5);
+    for (int i = 0; i < K; i++)
+        size_a += (double)a[i] * (double)a[i];
+    for (int i = 0; i < N; i++)
+        size_b += (double)b[i] * (double)b[i];
+    CHECK_NEAR(size_a, size_b, 0, 1e-4);
     memset(d, 0, sizeof d);
-    CHECK_OK(low_rank(&g, N, K, 2, d, b, a, &share), why);
-    CHECK_NEAR(share, 0, 0, 0);
+    CHECK_OK(low_rank(t, N, K, 2, d, NULL, b, a, held), why);
+    CHECK_NEAR(held[0], 0, 0, 0);
     CHECK_NEAR((double)a[0], 0, 0, 0);
-    gemm_close(&g);
+    t->ops->close(t);
+}
+
+/* With second moments the pair spends its directions on the inputs that come. */
+TEST(low_rank_under_second_moments_makes_outputs_nearest) {
+    struct train *t;
+    struct why why = {""};
+    CHECK_OK(train_cpu_open(&t, 1, &why), why);
+    enum { N = 24, K = 20, RANK = 3 };
+    unsigned seed = 9;
+    float d[N * K], h[K * K] = {0}, b[N * RANK], a[RANK * K];
+    for (int i = 0; i < N * K; i++)
+        d[i] = test_gauss(&seed);
+    for (int i = 0; i < K; i++)
+        h[i * K + i] = i < 5 ? 100.0f : 0.1f;
+    double error[2];
+    for (int with = 0; with < 2; with++) {
+        CHECK_OK(low_rank(t, N, K, RANK, d, with ? h : NULL, b, a, NULL), why);
+        error[with] = 0;
+        for (int i = 0; i < N; i++)
+            for (int j = 0; j < K; j++) {
+                double left = (double)d[i * K + j];
+                for (int r = 0; r < RANK; r++)
+                    left -= (double)b[i * RANK + r] * (double)a[r * K + j];
+                error[with] += left * left * (double)h[j * K + j];
+            }
+    }
+    CHECK(error[1] < 0.6 * error[0]);
+    t->ops->close(t);
 }
 
 /* The tool's file, read back, is the student that the same options make. */
@@ -227,22 +281,26 @@ static void check_file(bool tied, int32_t planes) {
     struct why why = {""};
     open_duo(&d, tied);
     char path[300];
+    double bits = planes + 0.75; /* small matrices' scales take much of it */
     snprintf(path, sizeof path, "%s/t.bitdelta", test_tmp());
-    TOOL_OK("compress --base %s --finetuned %s -o %s --steps 0 --bits %d", d.base_dir, d.fine_dir,
-            path, planes);
+    TOOL_OK("compress --base %s --finetuned %s -o %s --steps 0 --bits %g", d.base_dir, d.fine_dir,
+            path, bits);
     struct student s;
-    struct student_plan plan = {
-        .planes = planes, .vocab_planes = planes, .vocab_rank = 8, .pair_bits = 0.04};
-    CHECK_OK(student_open(&s, &d.g, &d.base, &d.fine, &plan, &why), why);
-    student_round(&s, &d.g);
+    struct budget_choice choice[MATRICES];
+    struct fitted_options o = {.bits = bits, .vocab_planes = planes};
+    fitted_choose(&o, &d.base.config.shape, choice);
+    open_student(&d, &s, choice);
+    CHECK_OK(student_round(&s, &why), why);
     struct tenant_file t;
     struct llama m;
     int fd = open(path, O_RDONLY);
     CHECK_OK(tenant_file_read(&t, fd, path, NULL, NULL, &why), why);
-    CHECK_OK(llama_of_tenant(&m, &d.g, &d.base, &t, &why), why);
-    for (int32_t i = 0; i < m.n_matrices; i++)
+    CHECK_OK(llama_of_tenant(&m, d.t, &d.base_files, &t, NULL, &why), why);
+    for (int32_t i = 0; i < m.n_matrices; i++) {
+        const float *x = llama_weights(&m, i).w, *y = llama_weights(&s.model, i).w;
         for (int32_t l = 0; l < m.matrix[i].n * m.matrix[i].k; l++)
-            CHECK_NEAR((double)m.matrix[i].w[l], (double)s.model.matrix[i].w[l], 1e-6, 1e-5);
+            CHECK_NEAR((double)x[l], (double)y[l], 1e-6, 1e-5);
+    }
     close(fd);
     llama_free(&m);
     tenant_file_free(&t);
