@@ -28,15 +28,14 @@ LIB := $(call src,config kernels kernels/cpu tokenizer engine) tokenizer/sentenc
 SERVER := $(filter-out server/main.c,$(call src,server))
 TOOL := $(filter-out compress/main.c,$(call src,compress client))
 TESTS := $(call src,tests tests/unit tests/kernels tests/e2e tests/golden tests/fuzz)
-CUDA := $(wildcard kernels/cuda/*.cu)
 GPU_TESTS := $(patsubst tests/%.cu,$(O)/%,$(wildcard tests/cuda/test_*.cu))
 GPU_BENCHES := $(patsubst tests/%.cu,$(O)/%,$(wildcard tests/cuda/bench_*.cu))
 obj = $(addprefix $(O)/,$(addsuffix .o,$(1)))
 
 PROGRAMS := $(O)/bitdeltad $(O)/bitdelta
-# The CUDA backend is a library that the programs load at run time, built where nvcc is.
-CUDA_LIB := $(O)/libbitdelta_cuda.so
-CUDA_OBJ := $(call obj,$(CUDA) kernels/kernels.c config/err.c config/log.c)
+# The CUDA backends, of serving and of fitting, are libraries loaded at run time, built where nvcc is.
+CUDA_LIB := $(O)/libbitdelta_cuda.so $(O)/libbitdelta_train.so
+CUDA_OBJ := $(call obj,$(wildcard kernels/cuda/*.cu) kernels/kernels.c config/err.c config/log.c)
 
 .PHONY: help all deps demo test test-page test-quickstart accept bench bench-http test-gpu bench-gpu fuzz fuzz-objects format format-check layers limits docs man install clean
 help: ## this list
@@ -99,15 +98,17 @@ $(O)/bench-http: $(call obj,$(call src,config tokenizer) tokenizer/sentencepiece
 	@$(if $(V),:,echo '  link $@')
 	$(Q)$(CXX) $(LDFLAGS) -o $@ $^ -lmicrohttpd -luv $(LDLIBS)
 $(O)/cuda/test_sample: $(call obj,$(addprefix kernels/cpu/,sample.c isa_c.c isa_avx2.c isa_avx512.c))
-$(O)/test-gpu: $(call obj,$(LIB) $(call src,tests tests/gpu) tests/kernels/model.c tests/golden/golden.c tests/unit/run_tool.c) $(CUDA_LIB) $(O)/bitdelta
+$(O)/test-gpu: $(call obj,$(LIB) compress/device.c $(call src,tests tests/gpu) $(addprefix tests/kernels/,model.c train_checks.c train_checks_learn.c) tests/golden/golden.c tests/unit/run_tool.c) $(CUDA_LIB) $(O)/bitdelta
 	@$(if $(V),:,echo '  link $@')
 	$(Q)$(CXX) $(LDFLAGS) -o $@ $(filter %.o,$^) $(LDLIBS)
 $(O)/bench-engine: $(call obj,$(LIB) $(call src,tests/bench/gpu) compress/tenant_write.c) $(CUDA_LIB)
 	@$(if $(V),:,echo '  link $@')
 	$(Q)$(CXX) $(LDFLAGS) -o $@ $(filter %.o,$^) $(LDLIBS)
-$(CUDA_LIB): $(CUDA_OBJ) kernels/cuda/exports.map
+$(O)/libbitdelta_cuda.so: $(CUDA_OBJ) kernels/cuda/exports.map
+$(O)/libbitdelta_train.so: $(call obj,$(wildcard kernels/cuda_train/*.cu) config/err.c) kernels/cuda_train/exports.map
+$(O)/libbitdelta_%.so:
 	@$(if $(V),:,echo '  link $@')
-	$(Q)$(NVCC) -shared $(GENCODE) -cudart static -o $@ $(filter %.o,$^) -Xlinker -z,defs,--version-script=kernels/cuda/exports.map
+	$(Q)$(NVCC) -shared $(GENCODE) -cudart static -o $@ $(filter %.o,$^) -Xlinker -z,defs,--as-needed,--version-script=$(filter %.map,$^) -lcublas
 $(O)/gpu-fault.so: $(O)/tests/gpu/fault.cu.o
 	$(Q)$(NVCC) -shared $(GENCODE) -cudart static -o $@ $^
 $(O)/cuda/%: $(O)/tests/cuda/%.cu.o $(CUDA_OBJ)
@@ -129,9 +130,9 @@ $(O)/%.c.o: %.c Makefile
 $(O)/%.cc.o: %.cc Makefile
 	@mkdir -p $(@D)$(if $(V),, && echo '  cxx  $<')
 	$(Q)$(CXX) $(CXXFLAGS) -c -o $@ $<
-$(O)/%.cu.o: %.cu Makefile $(wildcard kernels/*.h kernels/cuda/*.*h tests/cuda/*.cuh)
+$(O)/%.cu.o: %.cu Makefile
 	@mkdir -p $(@D)$(if $(V),, && echo '  nvcc $<')
-	$(Q)$(NVCC) $(NVCCFLAGS) -c -o $@ $<
+	$(Q)$(NVCC) $(NVCCFLAGS) -MMD -MP -c -o $@ $<
 -include $(shell find $(O) -name '*.d' -type f 2>/dev/null)
 
 man: programs ## manual pages and shell completions, under $(O)/share
@@ -139,7 +140,7 @@ man: programs ## manual pages and shell completions, under $(O)/share
 install: man ## install to $(DESTDIR)$(PREFIX)
 	install -d $(DESTDIR)$(PREFIX)/bin $(DESTDIR)$(PREFIX)/lib/systemd/system
 	install -m 755 $(O)/bitdeltad $(O)/bitdelta $(DESTDIR)$(PREFIX)/bin
-	$(if $(NVCC),install -D -m 755 $(CUDA_LIB) $(DESTDIR)$(PREFIX)/lib/bitdeltad/libbitdelta_cuda.so)
+	$(if $(NVCC),install -D -m 755 -t $(DESTDIR)$(PREFIX)/lib/bitdeltad $(CUDA_LIB))
 	sed 's,@PREFIX@,$(PREFIX),g' deploy/bitdeltad.service > $(DESTDIR)$(PREFIX)/lib/systemd/system/bitdeltad.service
 	install -d $(DESTDIR)$(PREFIX)/share/doc/bitdeltad
 	install -m 644 README.md docs/*.md docs/*.png docs/*.svg deploy/bitdeltad.conf.example $(DESTDIR)$(PREFIX)/share/doc/bitdeltad

@@ -14,7 +14,7 @@ forbid() {
 forbid kernels '(server|engine|tokenizer|compress)/' 'kernels stand on config alone'
 forbid tokenizer '(server|engine|kernels|compress)/' 'tokenizer stands on config alone'
 forbid engine '(server|tokenizer|compress)/' 'the engine knows ids, no text'
-forbid engine 'kernels/(cpu|cuda)/' 'the engine sees kernels/kernels.h alone'
+forbid engine 'kernels/(cpu/|cuda|train)' 'the engine sees kernels/kernels.h alone'
 forbid server 'kernels/|compress/' 'the server sees the engine'
 forbid server 'engine/[^er]|engine/e[^n]|engine/r[^e]' 'of the engine the server sees engine.h and request.h'
 forbid compress 'server/' 'the tool is not a server'
@@ -23,6 +23,6 @@ for d in config kernels tokenizer engine server; do
     forbid "$d" 'client/' 'the client is the tool'"'"'s'
 done
 for d in config server engine tokenizer compress client kernels/cpu; do
-    forbid "$d" 'cuda_runtime|cublas' 'CUDA stays in kernels/cuda'
+    forbid "$d" 'cuda_runtime|cublas' 'CUDA stays in kernels/cuda and kernels/cuda_train'
 done
 exit $bad
