@@ -81,6 +81,14 @@ void moments_close(struct moments *m, struct train *t) {
     *m = (struct moments){0};
 }
 
+void moments_clear(struct moments *m, struct train *t) {
+    size_t bytes = (size_t)m->k * (size_t)m->k * sizeof(float);
+    t->ops->zero(t, m->own, bytes);
+    if (m->cross)
+        t->ops->zero(t, m->cross, bytes);
+    m->n_rows = 0;
+}
+
 void moments_add(struct moments *m, struct train *t, int32_t rows, const float *x,
                  const float *fine) {
     size_t k = (size_t)m->k;

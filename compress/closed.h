@@ -48,6 +48,7 @@ void closed_close(struct closed *c); /* zeroed or opened, also after an error */
 
 err_t moments_open(struct moments *m, struct train *t, int32_t k, bool cross, struct why *why);
 void moments_close(struct moments *m, struct train *t);
+void moments_clear(struct moments *m, struct train *t);
 /* Adds rows of x [rows, k]; fine [rows, k]: the fine-tune's at the same places, for `cross`. */
 void moments_add(struct moments *m, struct train *t, int32_t rows, const float *x,
                  const float *fine);

@@ -1,0 +1,144 @@
+#include "compress/refit.h"
+
+#include <stdlib.h>
+
+#include "compress/closed.h"
+
+enum { INPUTS = 4 }; /* of a layer: of q|k|v, of o, of gate|up, of down */
+static const enum part first_of[INPUTS] = {PART_Q, PART_O, PART_GATE, PART_DOWN};
+static const enum part last_of[INPUTS] = {PART_V, PART_O, PART_UP, PART_DOWN};
+
+struct refitting {
+    struct student *s;
+    const struct refit_options *o;
+    struct closed closed;
+    struct moments moments[INPUTS];
+    struct llama_tape *tape, *teacher_tape;
+    float *d;            /* device: the largest linear */
+    int32_t *id, *start; /* host: a batch */
+    double *error;
+    int input;     /* of the layer that is worked on */
+    bool factored; /* closed holds this input's factor */
+};
+
+/* The second moments of one of a layer's inputs, as the student makes it now. */
+static void gather(struct refitting *r, const struct corpus *own, int32_t layer) {
+    struct train *t = r->s->t;
+    int32_t next = 0, part = llama_part(layer, first_of[r->input]);
+    struct llama_batch b;
+    struct moments *m = &r->moments[r->input];
+    moments_clear(m, t);
+    for (int32_t n = 0; n < r->o->batches; n++) {
+        if (!corpus_batch(own, &next, false, r->o->rows, r->id, r->start, &b))
+            return;
+        llama_forward(&r->s->model, &b, r->tape, NULL);
+        if (r->o->teacher)
+            llama_forward(r->o->teacher, &b, r->teacher_tape, NULL);
+        const float *fine =
+            r->o->teacher ? llama_input(r->teacher_tape, r->o->teacher, part) : NULL;
+        moments_add(m, t, b.n_rows, llama_input(r->tape, &r->s->model, part), fine);
+    }
+}
+
+/* d: what the planes and the pair of a matrix are to be. closed_target needs the input's factor. */
+static err_t find_target(struct refitting *r, int32_t i, struct why *why) {
+    err_t e = student_difference(r->s, i, r->d, why);
+    if (!e && r->o->teacher)
+        closed_target(&r->closed, &r->moments[r->input], &r->o->teacher->matrix[i], r->d);
+    return e;
+}
+
+static void note_error(struct refitting *r, int32_t i, const struct train_delta *x) {
+    if (r->error)
+        r->error[i] = closed_error(&r->closed, &r->moments[r->input], x, r->d);
+}
+
+/* Signs with the scales as they are, then scales with these signs. Column scales need the factor's
+ * place, so it is made again for every matrix that has them. */
+static err_t refit_matrix(struct refitting *r, int32_t i, struct why *why) {
+    const struct moments *m = &r->moments[r->input];
+    struct closed *c = &r->closed;
+    struct train_delta x = student_delta(r->s, i);
+    bool columns = false;
+    for (int32_t p = 0; p < x.n_planes; p++)
+        columns = columns || x.plane[p].col.n;
+    if (r->error)
+        r->error[i] = 0;
+    if (!x.n_planes)
+        return 0;
+    if (!r->factored)
+        closed_factor(c, m, r->o->damp);
+    r->factored = !columns;
+    err_t e = find_target(r, i, why);
+    if (e)
+        return e;
+    if (r->o->signs)
+        closed_signs(c, &x, r->d);
+    closed_rows(c, m, &x, r->d);
+    if (columns) {
+        closed_columns(c, m, &x, r->d, r->o->damp);
+        closed_rows(c, m, &x, r->d);
+    }
+    note_error(r, i, &x);
+    return 0;
+}
+
+static err_t refit_layer(struct refitting *r, const struct corpus *own, int32_t layer,
+                         struct why *why) {
+    err_t e = 0;
+    for (r->input = 0; !e && r->input < INPUTS; r->input++) {
+        gather(r, own, layer);
+        if (!r->moments[r->input].n_rows)
+            return why_set(why, E_INVAL, "There is no text to refit on.");
+        r->factored = false;
+        for (enum part p = first_of[r->input]; !e && p <= last_of[r->input]; p++)
+            e = refit_matrix(r, llama_part(layer, p), why);
+    }
+    return e ? e : r->s->t->ops->settle(r->s->t, why);
+}
+
+static err_t open_all(struct refitting *r, struct why *why) {
+    struct student *s = r->s;
+    int32_t n = 1, k = 1, planes = 1;
+    size_t largest = 0;
+    for (int32_t i = 0; i < llama_embed(&s->model); i++) {
+        const struct student_matrix *x = &s->matrix[i];
+        size_t floats = (size_t)x->n * (size_t)x->k;
+        n = x->n > n ? x->n : n, k = x->k > k ? x->k : k;
+        planes = x->n_planes > planes ? x->n_planes : planes;
+        largest = floats > largest ? floats : largest;
+    }
+    err_t e = closed_open(&r->closed, s->t, n, k, planes, why);
+    for (int i = 0; !e && i < INPUTS; i++)
+        e = moments_open(&r->moments[i], s->t, s->matrix[first_of[i]].k, r->o->teacher != NULL,
+                         why);
+    e = e ? e : llama_tape_open(&r->tape, &s->model, r->o->rows, true, why);
+    if (!e && r->o->teacher)
+        e = llama_tape_open(&r->teacher_tape, r->o->teacher, r->o->rows, true, why);
+    if (e)
+        return e;
+    r->id = malloc((size_t)r->o->rows * sizeof *r->id);
+    r->start = malloc(((size_t)r->o->rows + 1) * sizeof *r->start);
+    if (!r->id || !r->start || s->t->ops->take(s->t, largest * sizeof(float), (void **)&r->d))
+        return why_set(why, E_NOMEM, "There is not enough memory to refit the planes.");
+    return 0;
+}
+
+err_t refit_run(struct student *s, const struct corpus *own, const struct refit_options *o,
+                double *error, struct why *why) {
+    struct refitting r = {.s = s, .o = o, .error = error};
+    int32_t layers = s->model.config.shape.n_layers;
+    err_t e = open_all(&r, why);
+    for (int32_t l = 0; !e && l < layers; l++) {
+        e = refit_layer(&r, own, l, why);
+        if (o->p)
+            progress_show(o->p, (uint64_t)l + 1, (uint64_t)layers);
+    }
+    for (int i = 0; i < INPUTS; i++)
+        moments_close(&r.moments[i], s->t);
+    closed_close(&r.closed);
+    llama_tape_close(r.tape), llama_tape_close(r.teacher_tape);
+    s->t->ops->give(s->t, r.d);
+    free(r.id), free(r.start);
+    return e;
+}
