@@ -26,8 +26,8 @@ static const struct fit_options fit_defaults = {
     .max_length = MAX_LENGTH,
     .other_share = other_share,
     .kl_weight = 1,
-    .mse_weight = 0.02f,
-    .rates = {.scale = 0.015f, .bit = 0.02f, .low_rank = 0.005f, .norm = 0.001f},
+    .mse_weight = 0.1f,
+    .rates = {.scale = 0.01f, .bit = 0.01f, .low_rank = 0.005f, .norm = 0.001f},
 };
 static const struct fit_options published_defaults = {
     .rows = 512,
@@ -51,7 +51,7 @@ struct fitting {
 
 /* ---- before anything costs time -------------------------------------------------------------- */
 
-/* What lies on the device at once: both models while they write text; then the base, 4 bytes a
+/* What lies on the device at once: both models while they write text; then the base, 2 bytes a
  * weight for the signs of each plane, and what a step leaves for its way back. */
 static err_t check_memory(const struct fitting *f, const struct fit_options *o, struct why *why) {
     const struct model_config *c = &f->fine->config;
@@ -60,7 +60,7 @@ static err_t check_memory(const struct fitting *f, const struct fit_options *o, 
            logits = 2.0 * o->rows * vocab * sizeof(float),
            planes = f->o->bits > f->o->vocab_planes ? f->o->bits : f->o->vocab_planes,
            writing = 2 * model + (double)(1 << 30),
-           fitting = model + 4 * floor(planes) * llama_bytes(c, 1) + logits +
+           fitting = model + 2 * floor(planes) * llama_bytes(c, 1) + logits +
                      llama_tape_bytes(c, o->rows, true) +
                      vocab * c->shape.dim * (sizeof(float) + 2.0 * (double)each),
            need = writing > fitting ? writing : fitting,

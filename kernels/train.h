@@ -74,8 +74,10 @@ struct train_vector {
 };
 
 /* One sign plane of an [n, k] matrix in the making:  diag(e^row) S diag(e^col),  S = sign of the
- * hidden reals (0 is +1). The reals and what their optimiser remembers are the backend's, at most 4
- * bytes a weight in all. */
+ * hidden reals (0 is +1). The reals are the backend's, in FP16. They move against their gradient g
+ * = G e^row e^col over its root mean square, without momentum:
+ *     x -= rate * g / sqrt(r c / mean(r) / (1 - beta2^t))
+ * r [n], c [k]: running means (beta2) of the means of g^2 over a row and over a column. */
 struct train_plane {
     struct train_vector row; /* [n], or [1]: one scale for all; natural logarithms */
     struct train_vector col; /* [k], or n 0: all ones */
@@ -192,7 +194,7 @@ struct train_ops {
     err_t (*signs_make)(struct train *t, int32_t n, int32_t k, void **signs);
     void (*signs_free)(struct train *t, void *signs);
     /* Hidden reals = d [n, k] / (e^row e^col), capped at +-3, so that doubtful signs turn first;
-     * their optimiser starts anew. */
+     * their means start anew. */
     void (*signs_set)(struct train *t, const struct train_plane *p, int32_t n, int32_t k,
                       const float *d);
     /* row_grad [n] (or [1]), col_grad [k] (unless the plane has none): gradients of the logarithms,

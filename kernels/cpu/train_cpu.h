@@ -1,6 +1,6 @@
 /* Fitting on the CPU: what the operators of kernels/cpu/train_*.c share. Private to them.
  *
- * Everything is FP32 but the hidden reals of signs (FP16) and the mean of their gradient (BF16).
+ * Everything is FP32 but the hidden reals of signs (FP16).
  * Device memory is host memory. Work is split over a pool of threads so that no sum depends on how
  * many there are. Thread: one caller. */
 #ifndef KERNELS_CPU_TRAIN_CPU_H

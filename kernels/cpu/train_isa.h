@@ -57,7 +57,7 @@ struct train_isa {
     void (*weigh)(int32_t n, float top, float scale, const float *x, float *e);
 
     void (*adam)(size_t n, struct adam_step a, const float *grad, float *x, float *m, float *v);
-    /* One row of a plane, k columns; x: hidden reals in FP16, m: mean of their gradient in BF16.
+    /* One row of a plane, k columns; x: hidden reals in FP16.
      * w += row * sign(x) * col */
     void (*plane_add)(int32_t k, const uint16_t *x, float row, const float *col, float *w);
     /* Returns sum of grad * sign * col; col_sum += grad * sign * row. */
@@ -66,9 +66,9 @@ struct train_isa {
     /* Returns sum of (grad * row * col)^2; col_sum += the same. */
     float (*plane_square)(int32_t k, float row, const float *col, const float *grad,
                           float *col_sum);
-    /* m = mean of grad * row * col;  x -= m * step * col_step */
-    void (*plane_move)(int32_t k, float row, const float *col, const float *grad, float step,
-                       const float *col_step, uint16_t *x, uint16_t *m);
+    /* x -= grad * step * col_step */
+    void (*plane_move)(int32_t k, float step, const float *col_step, const float *grad,
+                       uint16_t *x);
     /* x = d / (row * col), within +-cap; 0 where a scale is 0. */
     void (*plane_start)(int32_t k, float row, const float *col, const float *d, float cap,
                         uint16_t *x);

@@ -1,9 +1,10 @@
 /* Sign planes in the making: weights from them, and a step of learning. With G the gradient of the
  * weights and W = base + sum of diag(r) S diag(c) + B A:
  *     d log r_n = r_n sum_k G s c      d log c_k = c_k sum_n G s r      d bit = G r c
- * A hidden real takes 4 bytes: FP16, and BF16 for the mean of its gradient. The mean of the
- * gradient's square is kept for rows and columns alone, and their product taken for an element's
- * (Shazeer and Stern's factored second moment). FP16 is finest near 0, where signs turn. */
+ * A hidden real is FP16, which is finest near 0, where signs turn. It moves by its gradient without
+ * momentum, which was found to gain nothing, over the root of the gradient's mean square; that is
+ * kept for rows and columns alone, and their product taken for an element's (Shazeer and Stern's
+ * factored second moment). */
 #include <math.h>
 #include <stdlib.h>
 #include <string.h>
@@ -20,11 +21,11 @@ static const double least_square = 1e-24;
 /* What lies behind train_plane.signs: one block. */
 struct signs {
     float *row_sq, *col_sq; /* [n], [k] means of the squared gradient over rows and columns */
-    uint16_t *x, *m;        /* [n, k] hidden reals (FP16), mean of their gradient (BF16) */
+    uint16_t *x;            /* [n, k] hidden reals, FP16 */
 };
 
 static size_t state_bytes(int32_t n, int32_t k) {
-    return ((size_t)n + (size_t)k) * sizeof(float) + (size_t)n * (size_t)k * 2 * sizeof(uint16_t);
+    return ((size_t)n + (size_t)k) * sizeof(float) + (size_t)n * (size_t)k * sizeof(uint16_t);
 }
 
 err_t train_cpu_signs_make(struct train *t, int32_t n, int32_t k, void **signs) {
@@ -36,7 +37,6 @@ err_t train_cpu_signs_make(struct train *t, int32_t n, int32_t k, void **signs) 
     s->row_sq = (float *)(s + 1);
     s->col_sq = s->row_sq + n;
     s->x = (uint16_t *)(s->col_sq + k);
-    s->m = s->x + (size_t)n * (size_t)k;
     return E_OK;
 }
 
@@ -281,8 +281,7 @@ static void move_task(void *arg, int32_t task, int32_t thread) {
     const struct back_job *j = arg;
     for (int32_t n = task * BLOCK_ROWS; n < train_end(task, BLOCK_ROWS, j->n); n++) {
         size_t at = (size_t)n * (size_t)j->k;
-        j->isa->plane_move(j->k, j->row[n], j->col, j->grad + at, j->row_step[n], j->col_step,
-                           j->s->x + at, j->s->m + at);
+        j->isa->plane_move(j->k, j->row_step[n], j->col_step, j->grad + at, j->s->x + at);
     }
 }
 
@@ -307,13 +306,17 @@ static void steps(const float *mean, int32_t n, double scale, float *step) {
         step[i] = (double)mean[i] > least_square ? (float)(scale / sqrt((double)mean[i])) : 0;
 }
 
-/* An element's mean square is row_sq col_sq / their mean. */
+/* An element's mean square is row_sq col_sq / their mean; its gradient is grad row col. */
 static void move(struct train_cpu *c, struct back_job *j, struct signs *s, struct adam_step a,
                  float *row_step, float *col_step) {
     double all = moments(j->row_sq, j->n, j->k, s->row_sq);
     moments(j->col_sq, j->k, j->n, s->col_sq);
-    steps(s->row_sq, j->n, (double)(a.rate * a.fix1) * sqrt(all / (double)a.fix2), row_step);
+    steps(s->row_sq, j->n, (double)a.rate * sqrt(all / (double)a.fix2), row_step);
     steps(s->col_sq, j->k, 1, col_step);
+    for (int32_t i = 0; i < j->n; i++)
+        row_step[i] *= j->row[i];
+    for (int32_t i = 0; i < j->k; i++)
+        col_step[i] *= j->col[i];
     j->row_step = row_step, j->col_step = col_step;
     pool_run(c->pool, move_task, j, train_tasks((size_t)j->n, BLOCK_ROWS));
 }

@@ -29,7 +29,7 @@ static void adam(size_t n, struct adam_step a, const float *grad, float *x, floa
     }
 }
 
-/* ---- sixteen hidden reals (FP16) and means (BF16) ----------------------------------------------
+/* ---- sixteen hidden reals (FP16) --------------------------------------------------------------
  */
 
 INLINE struct lanes next_half(const uint16_t *p, int32_t i, int32_t n) {
@@ -47,25 +47,6 @@ INLINE void leave_half(uint16_t *p, int32_t i, int32_t n, struct lanes a) {
     for (int j = 0; j < LANES; j++)
         part[j] = half_from_float(x[j]);
 #endif
-    memcpy(p + i, part, (size_t)(n - i < LANES ? n - i : LANES) * sizeof *p);
-}
-INLINE struct lanes next_brain(const uint16_t *p, int32_t i, int32_t n) {
-    uint16_t part[LANES] = {0};
-    memcpy(part, p + i, (size_t)(n - i < LANES ? n - i : LANES) * sizeof *p);
-    int32_t wide[LANES];
-    for (int j = 0; j < LANES; j++)
-        wide[j] = (int32_t)((uint32_t)part[j] << 16);
-    struct lanes r;
-    memcpy(&r, wide, sizeof r);
-    return r;
-}
-/* To nearest even; a NaN stays one, since its quiet bit is the highest of what is kept. */
-INLINE void leave_brain(uint16_t *p, int32_t i, int32_t n, struct lanes a) {
-    uint32_t wide[LANES];
-    uint16_t part[LANES];
-    memcpy(wide, &a, sizeof wide);
-    for (int j = 0; j < LANES; j++)
-        part[j] = (uint16_t)((wide[j] + 0x7fff + (wide[j] >> 16 & 1)) >> 16);
     memcpy(p + i, part, (size_t)(n - i < LANES ? n - i : LANES) * sizeof *p);
 }
 /* a with the signs of b */
@@ -111,18 +92,13 @@ static float plane_square(int32_t k, float row, const float *col, const float *g
     return lanes_sum(sum);
 }
 
-static void plane_move(int32_t k, float row, const float *col, const float *grad, float step,
-                       const float *col_step, uint16_t *x, uint16_t *m) {
-    struct lanes fresh = lanes_set(row * (1 - adam_beta1)), keep = lanes_set(adam_beta1),
-                 s = lanes_set(-step);
+static void plane_move(int32_t k, float step, const float *col_step, const float *grad,
+                       uint16_t *x) {
+    struct lanes s = lanes_set(-step);
     size_t end = (size_t)k;
     for (int32_t i = 0; i < k; i += LANES) {
-        size_t at = (size_t)i;
-        struct lanes g = lanes_mul(next(grad, at, end), next(col, at, end)),
-                     mean = lanes_fma(keep, next_brain(m, i, k), lanes_mul(fresh, g));
-        leave_brain(m, i, k, mean);
-        struct lanes by = lanes_mul(next(col_step, at, end), s);
-        leave_half(x, i, k, lanes_fma(mean, by, next_half(x, i, k)));
+        struct lanes g = lanes_mul(next(grad, (size_t)i, end), next(col_step, (size_t)i, end));
+        leave_half(x, i, k, lanes_fma(g, s, next_half(x, i, k)));
     }
 }
 
