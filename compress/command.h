@@ -9,7 +9,7 @@
 
 #include "config/err.h"
 
-enum { MAX_OPTIONS = 16, MAX_OPERANDS = 1, MAX_MANY = 64 };
+enum { MAX_OPTIONS = 24, MAX_OPERANDS = 1, MAX_MANY = 64 };
 
 struct option {
     const char *name;  /* "--base" */

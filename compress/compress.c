@@ -7,8 +7,7 @@
 #include "compress/contender.h"
 #include "compress/diff.h"
 #include "compress/fine_tune.h"
-#include "compress/fitted.h"
-#include "compress/job.h"
+#include "compress/wanted.h"
 #include "config/options.h"
 
 /* A plane, its scales at small models' shapes, and as much for low-rank pairs as helps there. */
@@ -17,13 +16,12 @@ static const double default_bits = 1.14;
 struct compress {
     struct job_base base;
     struct fine_tune fine;
-    bool instant;                 /* from the weights alone, a matrix in memory at a time */
-    struct diff_options options;  /* of instant */
-    struct fitted_options fitted; /* otherwise */
-    enum contender contender;     /* a method to compare with, in place of both */
-    double contender_bits;        /* that its linears take */
-    struct report report;
-    struct tenant_writer *w;
+    bool instant;                /* from the weights alone, a matrix in memory at a time */
+    struct diff_options options; /* of instant */
+    struct wanted wanted;        /* otherwise: a fit */
+    enum contender contender;    /* a method to compare with, in place of both */
+    double contender_bits;       /* that its linears take */
+    struct made made;
 };
 
 static err_t parse_instant(struct diff_options *o, const struct args *a, double bits,
@@ -32,10 +30,10 @@ static err_t parse_instant(struct diff_options *o, const struct args *a, double 
     o->per_row = !scale || strcmp(scale, "row") == 0;
     if (!o->per_row && strcmp(scale, "matrix") != 0)
         return why_set(why, E_USAGE, "--scale must be row or matrix, not \"%.32s\"", scale);
-    if (arg(a, "--calibration") || arg(a, "--steps") || arg(a, "--method"))
+    if (arg(a, "--calibration") || arg(a, "--steps") || arg(a, "--method") || arg(a, "--quality"))
         return why_set(why, E_USAGE,
-                       "--instant fits nothing: leave out --calibration, --steps and "
-                       "--method");
+                       "--instant fits and measures nothing: leave out --calibration, --steps, "
+                       "--method and --quality");
     o->n_planes = (int32_t)bits;
     if (arg(a, "--bits") && o->n_planes != bits)
         return why_set(
@@ -47,7 +45,22 @@ static err_t parse_instant(struct diff_options *o, const struct args *a, double 
                    &o->embed_planes, why);
 }
 
-static err_t parse_fitted(struct fitted_options *o, const struct args *a, struct why *why) {
+/* A share to keep makes --bits the most that it may take. */
+static err_t parse_quality(struct wanted *w, const struct args *a, struct why *why) {
+    w->first_bits = default_bits;
+    err_t e = arg_double(a, "--quality", 0.01, 0.9999, 0, &w->quality, why);
+    if (e || w->quality <= 0)
+        return e;
+    if (w->fitted.published || w->fitted.steps == 0)
+        return why_set(why, E_USAGE, "--quality looks for the fit that reaches it: leave out %s",
+                       w->fitted.published ? "--method" : "--steps 0");
+    if (!arg(a, "--bits"))
+        w->fitted.bits = MAX_PLANES;
+    return E_OK;
+}
+
+static err_t parse_fitted(struct wanted *w, const struct args *a, struct why *why) {
+    struct fitted_options *o = &w->fitted;
     const char *method = arg(a, "--method");
     int32_t seed;
     o->published = method && strcmp(method, "bitdelta") == 0;
@@ -67,12 +80,13 @@ static err_t parse_fitted(struct fitted_options *o, const struct args *a, struct
         e = why_set(why, E_USAGE,
                     "--method bitdelta distils on a text: give --calibration FILE, or --steps 0 "
                     "for its scales before distillation");
-    return e;
+    w->own_vocab = arg(a, "--embed-bits") != NULL;
+    return e ? e : parse_quality(w, a, why);
 }
 
 static err_t parse_contender(const struct args *a, struct why *why) {
-    static const char *const none[] = {"--instant", "--calibration", "--steps",
-                                       "--scale",   "--embed",       "--embed-bits"};
+    static const char *const none[] = {"--instant", "--calibration", "--steps",  "--scale",
+                                       "--embed",   "--embed-bits",  "--quality"};
     for (size_t i = 0; i < sizeof none / sizeof *none; i++)
         if (arg(a, none[i]))
             return why_set(why, E_USAGE,
@@ -88,16 +102,17 @@ static err_t parse_options(struct compress *j, const struct args *a, struct why 
         j->options.embed_dense = true;
         err_t bad = parse_contender(a, why);
         return bad ? bad
-                   : arg_double(a, "--bits", 1, MAX_PLANES, default_bits, &j->fitted.bits, why);
+                   : arg_double(a, "--bits", 1, MAX_PLANES, default_bits, &j->wanted.fitted.bits,
+                                why);
     }
     j->instant = arg(a, "--instant") != NULL;
-    j->options.embed_dense = j->fitted.dense_vocab = embed && strcmp(embed, "dense") == 0;
+    j->options.embed_dense = j->wanted.fitted.dense_vocab = embed && strcmp(embed, "dense") == 0;
     if (embed && !j->options.embed_dense && strcmp(embed, "planes") != 0)
         return why_set(why, E_USAGE, "--embed must be planes or dense, not \"%.32s\"", embed);
-    err_t e = arg_double(a, "--bits", 1, MAX_PLANES, default_bits, &j->fitted.bits, why);
+    err_t e = arg_double(a, "--bits", 1, MAX_PLANES, default_bits, &j->wanted.fitted.bits, why);
     return e            ? e
-           : j->instant ? parse_instant(&j->options, a, j->fitted.bits, why)
-                        : parse_fitted(&j->fitted, a, why);
+           : j->instant ? parse_instant(&j->options, a, j->wanted.fitted.bits, why)
+                        : parse_fitted(&j->wanted, a, why);
 }
 
 static err_t write_linears(struct compress *j, struct why *why) {
@@ -114,10 +129,10 @@ static err_t write_linears(struct compress *j, struct why *why) {
                                fine = {.c = &j->fine.checkpoint, .name = tensor};
         int32_t n = part_rows(s, part), k = part_cols(s, part);
         struct rows from = rows_of_checkpoint(&base, n, k), to = rows_of_checkpoint(&fine, n, k);
-        struct report_row *row = &j->report.row[part];
-        e = j->contender ? contender_write_part(j->contender, j->fitted.bits, j->w, name, from, to,
-                                                row, &j->contender_bits, why)
-                         : diff_write_part(j->w, name, from, to, &j->options, row, why);
+        struct report_row *row = &j->made.report.row[part];
+        e = j->contender ? contender_write_part(j->contender, j->wanted.fitted.bits, j->made.w,
+                                                name, from, to, row, &j->contender_bits, why)
+                         : diff_write_part(j->made.w, name, from, to, &j->options, row, why);
         progress_show(&p, (uint64_t)i + 1, (uint64_t)(s->n_layers * N_PARTS));
     }
     progress_end(&p);
@@ -130,7 +145,7 @@ static err_t write_vocab(struct compress *j, const char *part, const char *base_
     struct checkpoint_rows base = {.c = &j->base.checkpoint, .name = base_name},
                            fine = {.c = &j->fine.checkpoint, .name = fine_name};
     return diff_write_vocab(
-        j->w, part, rows_of_checkpoint(&base, s->vocab, s->dim),
+        j->made.w, part, rows_of_checkpoint(&base, s->vocab, s->dim),
         rows_of_checkpoint(&fine, j->fine.checkpoint.config.shape.vocab, s->dim), &j->options,
         report, why);
 }
@@ -138,21 +153,21 @@ static err_t write_vocab(struct compress *j, const char *part, const char *base_
 static err_t write_rest(struct compress *j, struct why *why) {
     float *base = NULL, *fine = NULL;
     err_t e = write_vocab(j, "embed", "model.embed_tokens.weight", "model.embed_tokens.weight",
-                          &j->report.row[REPORT_EMBED], why);
+                          &j->made.report.row[REPORT_EMBED], why);
     if (!e && j->fine.checkpoint.config.tied) {
-        tenant_writer_kind(j->w, "head", KIND_TIED);
-        report_kind(&j->report.row[REPORT_HEAD], "tied");
+        tenant_writer_kind(j->made.w, "head", KIND_TIED);
+        report_kind(&j->made.report.row[REPORT_HEAD], "tied");
     } else if (!e) {
         e = write_vocab(j, "head", head_tensor(&j->base.checkpoint.config), "lm_head.weight",
-                        &j->report.row[REPORT_HEAD], why);
+                        &j->made.report.row[REPORT_HEAD], why);
     }
     if (!e)
         e = job_norms(&j->base.checkpoint, &base, why);
     if (!e)
         e = job_norms(&j->fine.checkpoint, &fine, why);
     if (!e)
-        e = diff_write_norms(j->w, &j->base.checkpoint.config.shape, base, fine,
-                             &j->report.row[REPORT_NORM], why);
+        e = diff_write_norms(j->made.w, &j->base.checkpoint.config.shape, base, fine,
+                             &j->made.report.row[REPORT_NORM], why);
     free(base);
     free(fine);
     return e;
@@ -162,16 +177,16 @@ static json_t *made_of(const struct compress *j, const char *fine) {
     const char *method = j->contender == CONTENDER_SVD          ? "svd"
                          : j->contender == CONTENDER_DELTA_COME ? "delta-come"
                          : j->instant                           ? "mean"
-                         : j->fitted.published                  ? "bitdelta"
+                         : j->wanted.fitted.published           ? "bitdelta"
                                                                 : "fit";
-    const char *scale = j->contender          ? "none"
-                        : j->instant          ? j->options.per_row ? "row" : "matrix"
-                        : j->fitted.published ? "matrix"
-                                              : "row x column";
-    int embed = j->instant ? j->options.embed_planes : j->fitted.vocab_planes;
-    if (j->options.embed_dense || (!j->instant && j->fitted.published))
+    const char *scale = j->contender                 ? "none"
+                        : j->instant                 ? j->options.per_row ? "row" : "matrix"
+                        : j->wanted.fitted.published ? "matrix"
+                                                     : "row x column";
+    int embed = j->instant ? j->options.embed_planes : j->wanted.fitted.vocab_planes;
+    if (j->options.embed_dense || (!j->instant && j->wanted.fitted.published))
         embed = 16;
-    double bits = j->instant ? j->options.n_planes : j->fitted.bits;
+    double bits = j->instant ? j->options.n_planes : j->wanted.fitted.bits;
     return json_pack("{s:s, s:s, s:s, s:s, s:s, s:f, s:i}", "tool", "bitdelta compress", "version",
                      options_version(), "method", method, "source", job_name_of(fine), "scale",
                      scale, "bits", bits, "embed_bits", embed);
@@ -181,17 +196,28 @@ static json_t *made_of(const struct compress *j, const char *fine) {
 static void note_contender(const struct compress *j, json_t *made) {
     double weights = 0;
     for (int p = 0; p < N_PARTS; p++)
-        weights += j->report.row[p].weights;
+        weights += j->made.report.row[p].weights;
     json_object_set_new(made, "bits_taken", json_real(j->contender_bits / weights));
     fprintf(stderr, "The linears take %.3f bits a weight by this method.\n",
             j->contender_bits / weights);
+}
+
+/* Without a fit: from the weights, a matrix at a time. */
+static err_t make_at_once(struct compress *j, const char *path, json_t *about, struct why *why) {
+    j->made.made = json_incref(about);
+    err_t e = tenant_writer_open(&j->made.w, path, why);
+    e = e ? e : write_linears(j, why);
+    e = e ? e : write_rest(j, why);
+    if (!e && j->contender)
+        note_contender(j, about);
+    return e;
 }
 
 static err_t run(const struct args *a, struct why *why) {
     struct compress j = {.fine = {.adapter = {.fd = -1}}};
     struct job_texts texts = {0};
     const char *path = arg(a, "--output"), *fine = arg(a, "--finetuned");
-    json_t *made = NULL, *quality = NULL;
+    json_t *about = NULL;
     err_t e = parse_options(&j, a, why);
     if (e)
         return e;
@@ -203,26 +229,19 @@ static err_t run(const struct args *a, struct why *why) {
     if (!e)
         e = job_texts_read(&texts, &j.base, fine, j.fine.checkpoint.config_json,
                            j.fine.checkpoint.generation_json, why);
-    if (!e && !(made = made_of(&j, fine)))
+    if (!e && !(about = made_of(&j, fine)))
         e = why_set(why, E_NOMEM, "not enough memory");
     if (!e)
-        e = tenant_writer_open(&j.w, path, why);
-    if (!e && !j.instant && !j.contender)
-        e = fitted_write(&j.base, &j.fine.checkpoint, &j.fitted, j.w, &j.report, made, &quality,
-                         why);
-    if (!e && (j.instant || j.contender))
-        e = write_linears(&j, why);
-    if (!e && (j.instant || j.contender))
-        e = write_rest(&j, why);
-    if (!e && j.contender)
-        note_contender(&j, made);
+        e = j.instant || j.contender
+                ? make_at_once(&j, path, about, why)
+                : wanted_make(&j.base, &j.fine.checkpoint, &j.wanted, path, about, &j.made, why);
     if (!e) {
-        e = job_finish(&j.base, j.w, path, &texts, made, quality, &j.report, arg(a, "--json"), why);
-        j.w = NULL;
+        e = job_finish(&j.base, j.made.w, path, &texts, j.made.made, j.made.quality, &j.made.report,
+                       arg(a, "--json"), why);
+        j.made.w = NULL;
     }
-    tenant_writer_abort(j.w);
-    json_decref(made);
-    json_decref(quality);
+    made_free(&j.made);
+    json_decref(about);
     job_texts_free(&texts);
     fine_tune_close(&j.fine);
     job_base_close(&j.base);
@@ -234,14 +253,15 @@ const struct command command_compress = {
     .summary = "make a tenant file from a full fine-tune",
     .about =
         "Both folders are Hugging Face checkpoints of one architecture (config.json, safetensors\n"
-        "in FP16, BF16 or FP32); the fine-tune may be a PEFT adapter (LoRA, DoRA, "
-        "modules_to_save),\n"
-        "which is merged into the base as it is read. Of each linear layer the file keeps the "
-        "signs of the difference\n"
-        "and scales per row and column. Signs, scales and norms are then fitted, so that the\n"
-        "tenant predicts what the fine-tune predicts, on text that the fine-tune and the base\n"
-        "write for it; no data is needed, and --calibration FILE takes the place of the base's\n"
-        "text. The quality reached on other such text is printed and kept in the file. Fitting\n"
+        "in FP16, BF16 or FP32); the fine-tune may be a PEFT adapter (LoRA, DoRA, whole modules),\n"
+        "which is merged into the base as it is read. Of each linear layer the file keeps the\n"
+        "signs of the difference and scales per row and column. Signs, scales and norms are then\n"
+        "fitted, so that the tenant predicts what the fine-tune predicts, on text that the\n"
+        "fine-tune and the base write for it; no data is needed, and --calibration FILE takes the\n"
+        "place of the base's text. The quality reached on other such text is printed and kept in\n"
+        "the file: how near the predictions are to the fine-tune's, and the share of what\n"
+        "fine-tuning changed that is kept. A tenant that keeps less than half is refused, with\n"
+        "the bits that it would take; --quality 0.99 finds the fewest that keep 99 %. Fitting\n"
         "takes minutes for models of some million weights and six times the models' FP32 size in\n"
         "memory; --instant takes neither, and keeps the signs and mean scales per row.\n\n"
         "The embedding and lm_head are left out where equal to the base; rows beyond the base's\n"
@@ -256,6 +276,8 @@ const struct command command_compress = {
                {"--output", "FILE", true, "the tenant file to write"},
                {"--bits", "B", false,
                 "bits per weight of the linears on average, 1 to 8 (default 1.14)"},
+               {"--quality", "Q", false,
+                "share of the fine-tune to keep, as 0.99, in the fewest bits; --bits: at most"},
                {"--instant", NULL, false,
                 "from the weights alone: seconds, less like the fine-tune"},
                {"--calibration", "FILE", false,
@@ -271,8 +293,10 @@ const struct command command_compress = {
                {"--embed-bits", "N", false,
                 "their planes (default --bits and a low-rank pair; with --instant 4 or more)"},
                {"--json", NULL, false, "print the report as JSON"}},
-    .examples = "  bitdelta compress --base llama-7b --finetuned my-chat-7b -o chat.bitdelta\n"
-                "  bitdelta compress --instant --base llama-7b --finetuned my-math-7b --bits 2 -o "
-                "math.bitdelta\n",
+    .examples =
+        "  bitdelta compress --base llama-7b --finetuned my-chat-7b -o chat.bitdelta\n"
+        "  bitdelta compress --quality 0.99 --base llama-7b --finetuned my-sql-7b -o sql.bitdelta\n"
+        "  bitdelta compress --instant --base llama-7b --finetuned my-math-7b --bits 2 -o "
+        "math.bitdelta\n",
     .run = run,
 };

@@ -3,7 +3,7 @@
 #include <math.h>
 #include <stdlib.h>
 
-#include "compress/evaluate.h"
+#include "compress/base_loss.h"
 #include "compress/fit.h"
 #include "compress/student_write.h"
 
@@ -46,6 +46,7 @@ struct fitting {
     struct student student;
     struct lesson own, other, judge;
     struct progress progress;
+    struct train_loss nothing_kept; /* of the base, on the text to judge by */
     json_t *quality;
 };
 
@@ -121,8 +122,9 @@ static err_t read_text(struct fitting *f, int32_t max_length, struct corpus *out
 }
 
 static err_t gather_text(struct fitting *f, const struct fit_options *o, struct why *why) {
-    int32_t context = f->teacher.config.context,
+    int32_t context = f->teacher.config.context, base_context = f->base.config.context,
             length = context < o->max_length ? context : o->max_length;
+    length = base_context < length ? base_context : length;
     double ids = (double)f->o->steps * o->rows / passes, own = 1 - (double)o->other_share;
     size_t row_bytes = (size_t)f->fine->config.shape.dim * f->t->ops->weight_bytes;
     struct lesson other = {0}; /* as it was written, or given */
@@ -140,6 +142,9 @@ static err_t gather_text(struct fitting *f, const struct fit_options *o, struct 
     e = e ? e : lesson_read(&f->other, &f->teacher, &other.text, o->rows, &f->progress, why);
     progress_end(&f->progress);
     lesson_free(&other);
+    progress_begin(&f->progress, "judge base");
+    e = e ? e : base_loss(&f->base, &f->teacher, &f->judge, &f->nothing_kept, &f->progress, why);
+    progress_end(&f->progress);
     return e;
 }
 
@@ -155,27 +160,31 @@ static const struct train_weights *head_of(const struct fitting *f) {
     return &f->teacher.matrix[llama_head(&f->teacher)];
 }
 
+static void note(struct fitting *f, const char *what, const struct train_loss *l) {
+    double rows = (double)l->n_rows, targets = (double)l->n_targets;
+    json_t *now =
+        json_pack("{s:f, s:f, s:f, s:f, s:f}", "kl", l->kl / rows, "top1",
+                  (double)l->n_agree / rows, "logit_mse", l->mse / rows, "perplexity",
+                  exp(l->nll / targets), "fine_tune_perplexity", exp(l->teacher_nll / targets));
+    json_object_set_new(f->quality, what, now);
+    json_object_set_new(f->quality, "tokens", json_integer(l->n_rows));
+}
+
 static err_t judge(struct fitting *f, const char *when, struct why *why) {
     struct train_loss l = {0};
     progress_begin(&f->progress, "judge");
     err_t e = fit_judge(&f->student.model, head_of(f), &f->judge, &l, &f->progress, why);
     progress_end(&f->progress);
-    if (e)
-        return e;
-    json_t *now =
-        json_pack("{s:f, s:f, s:f, s:f, s:f}", "kl", l.kl / (double)l.n_rows, "top1",
-                  (double)l.n_agree / (double)l.n_rows, "logit_mse", l.mse / (double)l.n_rows,
-                  "perplexity", exp(l.nll / (double)l.n_targets), "fine_tune_perplexity",
-                  exp(l.teacher_nll / (double)l.n_targets));
-    json_object_set_new(f->quality, when, now);
-    json_object_set_new(f->quality, "tokens", json_integer(l.n_rows));
-    return E_OK;
+    if (!e)
+        note(f, when, &l);
+    return e;
 }
 
 static err_t fit(struct fitting *f, struct fit_options *o, json_t *made, struct why *why) {
     struct fit_report r = {0};
     f->quality =
         json_pack("{s:s}", "measured_on", "text sampled from the fine-tune, not used in fitting");
+    note(f, "base", &f->nothing_kept);
     err_t e = judge(f, "before_fitting", why);
     progress_begin(&f->progress, "fit");
     o->progress = show, o->arg = &f->progress;

@@ -139,19 +139,6 @@ static err_t read_back(const struct job_base *b, const char *path, size_t *bytes
     return e ? why_prefix(why, e, "the file just written does not read back") : E_OK;
 }
 
-static void print_quality(json_t *quality) {
-    static const char *const when[] = {"before_fitting", "fitted"};
-    double kl, top1, mse, own, fine;
-    for (int i = 0; i < 2; i++)
-        if (quality && json_unpack(json_object_get(quality, when[i]), "{s:F,s:F,s:F,s:F,s:F}", "kl",
-                                   &kl, "top1", &top1, "logit_mse", &mse, "perplexity", &own,
-                                   "fine_tune_perplexity", &fine) == 0)
-            printf("%s%-15s KL %.5f  top-1 %.2f %%  logit MSE %.4f  perplexity %.4f (fine-tune "
-                   "%.4f)\n",
-                   i ? "" : "\nAgainst the fine-tune, on text of its own that was not fitted on:\n",
-                   i ? "fitted" : "weights alone", kl, 100 * top1, mse, own, fine);
-}
-
 err_t job_finish(const struct job_base *b, struct tenant_writer *w, const char *path,
                  const struct job_texts *texts, json_t *made, json_t *quality,
                  const struct report *report, bool json, struct why *why) {
@@ -182,7 +169,9 @@ err_t job_finish(const struct job_base *b, struct tenant_writer *w, const char *
         json_decref(out);
     } else {
         report_print(report, (double)bytes);
-        print_quality(quality);
+        if (quality)
+            putchar('\n');
+        report_quality(quality);
         printf("\n%s: %zu bytes, content hash %.16s..., read back and verified\n", path, bytes,
                hash);
     }

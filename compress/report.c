@@ -56,6 +56,46 @@ void report_print(const struct report *r, double file_bytes) {
          "error: their product.");
 }
 
+static double number(const json_t *score, const char *key) {
+    const json_t *x = json_object_get(score, key);
+    return json_is_number(x) ? json_number_value(x) : NAN;
+}
+
+double report_kept(const json_t *quality) {
+    double tenant = number(json_object_get(quality, "fitted"), "kl"),
+           base = number(json_object_get(quality, "base"), "kl");
+    if (!isfinite(tenant) || !isfinite(base))
+        return NAN;
+    return base > 0 ? 1 - tenant / base : tenant > 0 ? 0 : 1;
+}
+
+void report_quality(const json_t *quality) {
+    static const char *const rows[][2] = {
+        {"base", "base"}, {"before_fitting", "weights alone"}, {"fitted", "fitted"}};
+    const char *on = json_string_value(json_object_get(quality, "measured_on"));
+    double fine = NAN, kept = report_kept(quality);
+    bool any = false;
+    for (size_t i = 0; i < sizeof rows / sizeof *rows; i++) {
+        const json_t *score = json_object_get(quality, rows[i][0]);
+        if (!json_is_object(score))
+            continue;
+        if (!any)
+            printf("  against the fine-tune, on %lld tokens of %s:\n  %-15s %9s %9s %10s %11s\n",
+                   (long long)json_integer_value(json_object_get(quality, "tokens")),
+                   on ? on : "text", "", "KL", "top-1", "logit MSE", "perplexity");
+        any = true;
+        fine = number(score, "fine_tune_perplexity");
+        printf("  %-15s %9.5f %7.2f %% %10.4f %11.4f\n", rows[i][1], number(score, "kl"),
+               100 * number(score, "top1"), number(score, "logit_mse"),
+               number(score, "perplexity"));
+    }
+    if (any)
+        printf("  %-15s %9d %7d %% %10d %11.4f\n", "fine-tune", 0, 100, 0, fine);
+    if (isfinite(kept))
+        printf("  kept: %.2f %% of what fine-tuning changed (1 - KL / KL of the base)\n",
+               100 * kept);
+}
+
 static json_t *row_json(const struct report_row *r) {
     return json_pack("{s:s, s:f, s:f, s:f, s:f, s:f, s:f}", "kind", r->kind, "relative_change",
                      sqrt(ratio(r->change, r->base)), "relative_loss",

@@ -340,3 +340,84 @@ TEST(tool_refuses_a_diff_of_another_base_and_damaged_ones) {
     CHECK_HAS(tool_output, "zip");
     close(fd);
 }
+
+static void make_pair(float amount) {
+    places();
+    make_model(base, (struct make_model){.scale = 0.2f, .dtype = ST_F32});
+    make_model(fine,
+               (struct make_model){.scale = 0.2f, .change = tune, .arg = &amount, .dtype = ST_F32});
+}
+
+static json_t *inspected(const char *key) {
+    TOOL_OK("inspect --json %s", out);
+    json_t *root = json_loads(tool_output, 0, NULL), *value = json_object_get(root, key);
+    json_incref(value);
+    json_decref(root);
+    return value;
+}
+
+TEST(tool_finds_the_bits_that_keep_a_share_of_the_fine_tune) {
+    make_pair(0.04f);
+    TOOL_OK("compress --steps 1 --quality 0.8 --base %s --finetuned %s -o %s", base, fine, out);
+    CHECK_HAS(tool_output, "1.14 bits a weight keep");
+    CHECK_HAS(tool_output, "of what fine-tuning changed (1 - KL");
+    json_t *made = inspected("made"), *quality = inspected("quality");
+    double bits = json_number_value(json_object_get(made, "bits")),
+           kept = json_number_value(json_object_get(quality, "kept"));
+    CHECK(bits > 1.5 && bits < 6);
+    CHECK(kept >= 0.8 && kept < 0.97);
+    double kl = json_number_value(json_object_get(json_object_get(quality, "fitted"), "kl")),
+           base_kl = json_number_value(json_object_get(json_object_get(quality, "base"), "kl"));
+    CHECK_NEAR(kept, 1 - kl / base_kl, 1e-9, 0);
+    json_decref(made);
+    json_decref(quality);
+    CHECK_EQ(unlink(out), 0);
+    CHECK_EQ(run_tool("compress --steps 1 --quality 0.8 --bits 1.2 --base %s --finetuned %s -o %s",
+                      base, fine, out),
+             65);
+    CHECK_HAS(tool_output, "not the 80 % asked for; about ");
+    CHECK_HAS(tool_output, "bits would keep 80 % (--bits ");
+    CHECK_EQ(access(out, F_OK), -1);
+    CHECK_EQ(run_tool("compress --instant --quality 0.8 --base %s --finetuned %s -o %s", base, fine,
+                      out),
+             64);
+    CHECK_EQ(run_tool("compress --steps 0 --quality 0.8 --base %s --finetuned %s -o %s", base, fine,
+                      out),
+             64);
+}
+
+TEST(tool_refuses_a_tenant_that_keeps_less_than_half_of_its_fine_tune) {
+    make_pair(0.18f);
+    CHECK_EQ(run_tool("compress --steps 1 --base %s --finetuned %s -o %s", base, fine, out), 65);
+    CHECK_HAS(tool_output, "changed too much for 1.14 bits a weight");
+    CHECK_HAS(tool_output, "less than half (--quality 0.");
+    CHECK_EQ(access(out, F_OK), -1);
+}
+
+TEST(tool_inspect_shows_what_every_matrix_costs) {
+    float amount = 0.01f;
+    places();
+    make_model(base, (struct make_model){0});
+    make_model(fine, (struct make_model){.change = tune, .arg = &amount});
+    TOOL_OK("compress --instant --bits 2 --base %s --finetuned %s -o %s", base, fine, out);
+    TOOL_OK("inspect --layers %s", out);
+    CHECK_HAS(tool_output, "not measured");
+    CHECK_HAS(tool_output, "method mean");
+    json_t *layers;
+    TOOL_OK("inspect --layers --json %s", out);
+    json_t *root = json_loads(tool_output, 0, NULL);
+    layers = json_object_get(root, "layers");
+    CHECK_EQ(json_array_size(layers), 2 * N_PARTS);
+    double bits = 0, weights = 0;
+    for (size_t i = 0; i < json_array_size(layers); i++) {
+        const json_t *row = json_array_get(layers, i);
+        double bytes = json_number_value(json_object_get(row, "bytes")),
+               per_weight = json_number_value(json_object_get(row, "bits_per_weight"));
+        CHECK_EQ(json_integer_value(json_object_get(row, "planes")), 2);
+        bits += 8 * bytes;
+        weights += 8 * bytes / per_weight;
+    }
+    CHECK_NEAR(bits / weights, json_number_value(json_object_get(root, "bits_per_weight")), 1e-6,
+               0);
+    json_decref(root);
+}

@@ -1,0 +1,103 @@
+#include "compress/wanted.h"
+
+#include <math.h>
+#include <stdio.h>
+
+#include "compress/search.h"
+
+/* What keeps less than half of what fine-tuning changed answers like neither model. */
+static const double least_kept = 0.5;
+/* And this is what one would rather have. */
+static const double good_kept = 0.95;
+
+void made_free(struct made *m) {
+    tenant_writer_abort(m->w);
+    json_decref(m->made);
+    json_decref(m->quality);
+    *m = (struct made){0};
+}
+
+static err_t attempt(const struct job_base *base, const struct checkpoint *fine,
+                     const struct wanted *o, double bits, const char *path, const json_t *about,
+                     struct made *out, struct why *why) {
+    struct fitted_options fitted = o->fitted;
+    *out = (struct made){.made = json_deep_copy(about)};
+    fitted.bits = bits;
+    bool bad = json_object_set_new(out->made, "bits", json_real(bits)) < 0;
+    if (!o->own_vocab && !fitted.dense_vocab && !fitted.published) {
+        fitted.vocab_planes = (int32_t)bits;
+        bad |= json_object_set_new(out->made, "embed_bits", json_integer(fitted.vocab_planes)) < 0;
+    }
+    if (bad)
+        return why_set(why, E_NOMEM, "not enough memory");
+    err_t e = tenant_writer_open(&out->w, path, why);
+    e = e ? e
+          : fitted_write(base, fine, &fitted, out->w, &out->report, out->made, &out->quality, why);
+    double kept = report_kept(out->quality);
+    if (!e && isfinite(kept))
+        json_object_set_new(out->quality, "kept", json_real(kept));
+    return e;
+}
+
+static err_t refuse(const char *fine, const struct search *s, bool asked, struct why *why) {
+    int32_t best = 0;
+    for (int32_t i = 1; i < s->n; i++)
+        best = s->bits[i] > s->bits[best] ? i : best;
+    double bits = search_estimate(s, s->target);
+    char would[96], asked_for[96];
+    if (bits > MAX_PLANES)
+        snprintf(would, sizeof would, "more than %d bits would be needed", MAX_PLANES);
+    else
+        snprintf(would, sizeof would, "about %.1f bits would keep %.4g %% (--bits %.1f)", bits,
+                 100 * s->target, bits);
+    if (asked)
+        snprintf(asked_for, sizeof asked_for, "not the %.4g %% asked for", 100 * s->target);
+    else
+        snprintf(asked_for, sizeof asked_for, "less than half (--quality %.2g to take that)",
+                 fmax(floor(s->kept[best] * 10) / 10, 0.01));
+    return why_set(why, E_INVAL,
+                   "%s changed too much for %.3g bits a weight: they keep %.1f %% of what "
+                   "fine-tuning changed, %s; %s",
+                   fine, s->bits[best], 100 * s->kept[best], asked_for, would);
+}
+
+/* A tenant of the bits that were asked for, which must keep the half at least. */
+static err_t make_once(const struct job_base *base, const struct checkpoint *fine,
+                       const struct wanted *o, const char *path, const json_t *about,
+                       struct made *out, struct why *why) {
+    err_t e = attempt(base, fine, o, o->fitted.bits, path, about, out, why);
+    double kept = report_kept(out->quality);
+    if (e || o->fitted.published || !isfinite(kept) || kept >= least_kept)
+        return e;
+    struct search s = {.target = good_kept, .least = 1, .most = o->fitted.bits};
+    search_add(&s, o->fitted.bits, kept);
+    return refuse(fine->dir, &s, false, why);
+}
+
+err_t wanted_make(const struct job_base *base, const struct checkpoint *fine,
+                  const struct wanted *o, const char *path, const json_t *about, struct made *out,
+                  struct why *why) {
+    *out = (struct made){0};
+    if (o->quality <= 0)
+        return make_once(base, fine, o, path, about, out, why);
+    struct search s = {.target = o->quality, .least = 1, .most = o->fitted.bits};
+    double bits, first = o->first_bits < s.most ? o->first_bits : s.most;
+    err_t e = E_OK;
+    while (!e && search_next(&s, first, &bits)) {
+        struct made now;
+        e = attempt(base, fine, o, bits, path, about, &now, why);
+        double kept = report_kept(now.quality);
+        if (!e && !isfinite(kept))
+            e = why_set(why, E_INTERNAL, "the fit measured no quality");
+        if (!e)
+            fprintf(stderr, "%.2f bits a weight keep %.2f %% of what fine-tuning changed.\n", bits,
+                    100 * kept);
+        if (!e && search_add(&s, bits, kept)) {
+            made_free(out);
+            *out = now;
+        } else {
+            made_free(&now);
+        }
+    }
+    return e || out->w ? e : refuse(fine->dir, &s, true, why);
+}
