@@ -23,7 +23,7 @@ enum {
     KV_SCALE_BYTES = 2 * KV_PAGE_TOKENS * 4,
     KV_GROUP = 8,
     MOST_HEAD_DIM = 256,
-    MOST_NARROW = 1024, /* narrow rows of a step: a table of sequences in shared memory */
+    MOST_NARROW = 256, /* narrow rows of a step: a table of sequences in shared memory */
 };
 constexpr float KV_UNIT = 16777216.0f; /* integers are seen as multiples of 1 / KV_UNIT */
 
@@ -96,7 +96,13 @@ __device__ __forceinline__ float log2_fast(float x) {
     return y;
 }
 
-/* Of attention_wide.cu; attention_setup calls it. */
+/* Of attention_wide.cu and attention_plain.cu; attention_setup calls them. */
 err_t attention_wide_setup(void);
+err_t attention_plain_setup(void);
+/* What attention_narrow and attention_wide do on devices other than Hopper's; narrow rows have the
+ * same bits. Arguments are checked already. */
+err_t attention_plain_narrow(const struct attention_args *a, cudaStream_t stream);
+err_t attention_plain_wide(const struct attention_args *a, int32_t n_wide_seqs, int32_t longest,
+                           cudaStream_t stream);
 
 #endif

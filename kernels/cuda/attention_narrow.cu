@@ -6,572 +6,282 @@
  * up to eight; partial sums of rows with more than one split, 4 E + 8 each, come on top. FLOPs: 4 E
  * a key and query head, eight times that in the tensor cores. Bound: device memory.
  *
- * An item of work is a split of at most 256 keys, cut at multiples of 256, of one KV head of one
- * sequence for eight *slots*, pairs of a row and a query head. One warp does an item on its own,
- * page after page through a ring of half pages (keys, values) that bulk copies fill ahead, also
- * across items: warps never wait for each other. Items are handed out by a counter.
- *
- * q k' and p v go through mma_f16 without loss: a slot has two rows of the 16, g with the high and
- * g + 8 with the low fp16 half of its numbers, so that both sums end in the same lane; the stored
- * integers are taken as two fp16 numbers, too (attention_kv.cuh). Every other way of turning 16-bit
- * integers into FP32 costs several instructions a number on the CUDA cores. The scale of a value
- * multiplies its probability, in FP32, before the halves are made.
- *
- * The last item of a slot's row to end adds up the row's splits, in their order. */
-#include "kernels/cuda/attention_kv.cuh"
+ * A block takes items (attention_items.cuh) one after the other and streams their pages through one
+ * ring. Its warps have a part each and meet at barriers only:
+ *     one   takes tickets, makes items, starts the bulk copy of each page;
+ *     one   brings an item's queries into the tensor cores' order;
+ *     nine  take the pages in turn, whatever item they are of: a page's scores, its softmax, its
+ *           product with the values, on its own, as if there were no other page;
+ *     four  take the items in turn: add up an item's pages, in their order, and hand the result on.
+ *           Who ends a row's last split adds up the splits, in their order.
+ * Barriers know two laps apart only by their parity: whoever waits has seen the lap before. */
+#include "kernels/cuda/attention_page.cuh"
+#include "kernels/cuda/launch.h"
 
 namespace {
 
 enum {
-    SLOTS = 8,
-    QUEUE = 8, /* items begun by the copies and not ended by the sums; more than stages / 2 + 1 */
+    SUM_WARPS = 4,
+    STATIC_TICKETS = 2, /* of a block, before it takes them from the queue */
+    MOST_SHARED = 227 << 10,
 };
-/* p is kept as p 2^7 of a maximum that may lag behind by 2^8, q as q 2^14 / max|q|: their fp16
- * halves stay clear of subnormals and of infinity. */
-constexpr float P_EXPONENT = 7, MOST_LAG = 8;
-enum { Q_EXPONENT = 14 };
-
-__host__ __device__ constexpr int warps_of(int steps) { /* two a scheduler, if registers allow */
-    return steps == 16 ? 4 : 8;
-}
-
-__host__ __device__ constexpr int stage_bytes(int steps) {
-    return 64 * 16 * steps + KV_SCALE_BYTES;
-}
-__host__ __device__ constexpr int stages_of(int steps) { /* half pages of a warp */
-    return 204000 / warps_of(steps) / (stage_bytes(steps) + 8);
-}
-
-struct item {
-    int32_t first, n, position, first_page; /* the sequence's */
-    int32_t window;                         /* keys that its first row does not see */
-    int32_t kv, slot, split;
-    int32_t page, last_page; /* of the split that the slots see, from the sequence's first */
-    int32_t last_key;        /* that any of them sees */
-    int32_t n_splits;        /* of the slots' rows, all together */
+/* What stands in a stage. */
+struct page_of {
+    int32_t item, first_key; /* number in the block's order, or -1: no more pages */
 };
 
-/* Where the workspace's parts start. */
-struct workspace {
-    int32_t *next;    /* queue */
-    int32_t *arrived; /* [max_narrow H] by (first slot, kv) */
-    float2 *sums;     /* [max_narrow H][splits] max, sum */
-    float *partial;   /* [max_narrow H][splits][E] */
-};
-__host__ __device__ int most_splits(int max_context) {
-    return (max_context + KV_SPLIT - 1) / KV_SPLIT;
-}
-__host__ __device__ size_t arrived_bytes(int slots) {
-    return ((size_t)slots * 4 + 15) / 16 * 16;
-}
-__device__ workspace workspace_of(const attention_args &a) {
-    workspace w;
-    int slots = a.max_narrow * a.n_heads;
-    w.next = (int32_t *)a.workspace;
-    w.arrived = w.next + 4;
-    w.sums = (float2 *)((char *)w.arrived + arrived_bytes(slots));
-    w.partial = (float *)(w.sums + (size_t)slots * most_splits(a.max_context));
-    return w;
-}
+/* The block's shared memory: rings of pages (a block of the pool each, as it stands), of items with
+ * their queries, of pages' sums. */
+template <int STEPS> struct layout {
+    static constexpr int stage_bytes = 128 * 16 * STEPS + KV_SCALE_BYTES;
+    /* A stage, and a place for sums, belong to one of the warps that take pages. */
+    static constexpr int PAGE_WARPS = STEPS == 16 ? 4 : 9, SUMS = PAGE_WARPS;
+    static constexpr int ITEMS = STEPS == 16 ? 4 : 6;
+    static constexpr int COPY_WARP = PAGE_WARPS, QUERY_WARP = COPY_WARP + 1,
+                         FIRST_SUM_WARP = QUERY_WARP + 1,
+                         THREADS = (FIRST_SUM_WARP + SUM_WARPS) * 32;
+    static constexpr int item_bytes =
+        query_bytes(STEPS) + SLOTS * (int)sizeof(slot) + (int)sizeof(item);
+    static constexpr int fixed_bytes = ITEMS * (item_bytes + 24) + SUMS * (sum_bytes(STEPS) + 16) +
+                                       MOST_NARROW * ((int)sizeof(sequence) + 4) + 8;
+    static constexpr int page_bytes = stage_bytes + 16 + (int)sizeof(page_of);
+    static constexpr int fit = (MOST_SHARED - fixed_bytes) / page_bytes / PAGE_WARPS;
+    static constexpr int STAGES = PAGE_WARPS * (fit < 2 ? fit : 2);
+    static constexpr int bytes = fixed_bytes + STAGES * page_bytes;
+    static_assert(STAGES > 0 && (int)ITEMS >= (int)SUM_WARPS, "");
 
-/* What items are made of; in shared memory, from the step's tables. */
-struct sequence {
-    gpu_seq rows;
-    int32_t window;
-};
-struct plan {
-    int32_t *prefix; /* [n_seqs + 1] items of the sequences before i */
-    sequence *seq;   /* [n_seqs] */
-    int n_seqs;
-};
+    char *stage, *query, *sum;
+    uint64_t *copied, *free;        /* [STAGES] */
+    uint64_t *summed, *added;       /* [SUMS] */
+    uint64_t *made, *ready, *ended; /* [ITEMS]: item stands, its queries do, both are done with */
+    page_of *page;                  /* [STAGES] */
+    item *items;                    /* [ITEMS] */
+    slot *slots;                    /* [ITEMS][SLOTS] */
+    plan p;
 
-/* One warp's view of the block's shared memory, and where its copies are. */
-struct ring {
-    char *stage;
-    uint64_t *full;
-    item *queue;
-    int at;            /* stage that is filled next */
-    int head, page;    /* queue entries so far, page in hand */
-    bool values, more; /* which half comes next; tickets are left, or an item is in hand */
-    bool begun;        /* the first ticket is taken */
-    int32_t my_page;   /* lane i: id of page i of the split */
-    item now;
-};
-
-__device__ int window_start(int position, int window) {
-    return window > 0 && position >= window ? position - window + 1 : 0;
-}
-
-/* Fills the plan; one warp. Reads the step's tables alone. */
-__device__ void make_plan(const attention_args &a, plan &p, int lane) {
-    int group = a.n_heads / a.n_kv_heads, before = 0;
-    for (int first = 0; first < p.n_seqs; first += 32) {
-        int i = first + lane, n = 0;
-        if (i < p.n_seqs) {
-            const gpu_seq s = a.step.seq[i];
-            int window = a.step.row[s.first].tenant->sliding_window;
-            int lo = window_start(s.position, window), hi = s.position + s.n - 1;
-            n = (hi / KV_SPLIT - lo / KV_SPLIT + 1) * a.n_kv_heads *
-                ((s.n * group + SLOTS - 1) / SLOTS);
-            p.seq[i] = {s, window};
-        }
-        int up_to = n;
-        for (int d = 1; d < 32; d *= 2) {
-            int v = __shfl_up_sync(~0u, up_to, d);
-            up_to += lane >= d ? v : 0;
-        }
-        if (i < p.n_seqs)
-            p.prefix[i] = before + up_to - n;
-        before += __shfl_sync(~0u, up_to, 31);
+    __device__ layout(char *shared, int n_seqs) {
+        stage = shared;
+        query = stage + STAGES * stage_bytes;
+        sum = query + ITEMS * query_bytes(STEPS);
+        copied = (uint64_t *)(sum + SUMS * sum_bytes(STEPS)), free = copied + STAGES;
+        summed = free + STAGES, added = summed + SUMS;
+        made = added + SUMS, ready = made + ITEMS, ended = ready + ITEMS;
+        page = (page_of *)(ended + ITEMS);
+        items = (item *)(page + STAGES);
+        slots = (slot *)(items + ITEMS);
+        p.seq = (sequence *)(slots + ITEMS * SLOTS);
+        p.prefix = (int32_t *)(p.seq + MOST_NARROW);
+        p.n_seqs = n_seqs;
     }
-    if (lane == 0)
-        p.prefix[p.n_seqs] = before;
-}
-
-/* The sequence in which ticket stands: the last with prefix <= ticket. */
-__device__ int find_seq(const int32_t *prefix, int n, int ticket) {
-    int lo = 0;
-    while (n > 1) {
-        int half = n / 2;
-        if (prefix[lo + half] <= ticket)
-            lo += half;
-        n -= half;
+    __device__ void init_barriers() {
+        for (int i = 0; i < STAGES; i++)
+            barrier_init(copied + i, 1), barrier_init(free + i, 1);
+        for (int i = 0; i < SUMS; i++)
+            barrier_init(summed + i, 1), barrier_init(added + i, 1);
+        for (int i = 0; i < ITEMS; i++)
+            barrier_init(made + i, 1), barrier_init(ready + i, 1), barrier_init(ended + i, 2);
+        barrier_init_fence();
     }
-    return lo;
-}
-
-/* Makes an item of a ticket; false: its slots see nothing of that split. */
-__device__ bool make_item(const attention_args &a, const plan &p, int ticket, item &it) {
-    int i = find_seq(p.prefix, p.n_seqs, ticket), group = a.n_heads / a.n_kv_heads;
-    const gpu_seq s = p.seq[i].rows;
-    int window = p.seq[i].window;
-    int tiles = (s.n * group + SLOTS - 1) / SLOTS, rest = ticket - p.prefix[i];
-    int tile = rest % tiles;
-    rest /= tiles;
-    it.first = s.first, it.n = s.n, it.position = s.position, it.first_page = s.first_page;
-    it.window = window;
-    it.kv = rest % a.n_kv_heads;
-    it.slot = tile * SLOTS;
-    it.split = rest / a.n_kv_heads + window_start(s.position, window) / KV_SPLIT;
-    int first_row = it.slot / group, last_row = min(s.n - 1, (it.slot + SLOTS - 1) / group);
-    int lo = window_start(s.position + first_row, window), hi = s.position + last_row;
-    it.n_splits = hi / KV_SPLIT - lo / KV_SPLIT + 1;
-    int from = max(lo, it.split * KV_SPLIT);
-    it.last_key = min(hi, it.split * KV_SPLIT + KV_SPLIT - 1);
-    it.page = from / KV_PAGE_TOKENS, it.last_page = it.last_key / KV_PAGE_TOKENS;
-    return from <= it.last_key;
-}
-
-/* Turns a ticket into the item in hand, or into the end of the queue; may have to be repeated. */
-__device__ void next_item(const attention_args &a, const plan &p, ring &r, int ticket, int lane) {
-    r.more = ticket < p.prefix[p.n_seqs];
-    if (r.more && !make_item(a, p, ticket, r.now)) {
-        r.page = 1, r.now.last_page = 0;
-        return;
-    }
-    r.page = r.now.page;
-    r.values = false;
-    if (r.more && lane <= r.now.last_page - r.now.page)
-        r.my_page = a.step.page[r.now.first_page + r.now.page + lane];
-    if (!r.more)
-        r.now.n = 0;
-    if (lane == 0)
-        r.queue[r.head % QUEUE] = r.now;
-    r.head++;
-}
-
-/* Starts the copy of the next half page into the ring's next stage, which is free. early: only of
- * the first item, and pages that no row of this step is in. False: there was none. */
-template <int STEPS>
-__device__ bool fill(const attention_args &a, const plan &p, ring &r, bool early, int lane,
-                     uint64_t policy) {
-    while (r.more && r.page > r.now.last_page) {
-        int ticket = warps_of(STEPS) * gridDim.x; /* the first ones are dealt out */
-        if (early) {
-            if (r.begun)
-                return false;
-            r.begun = true;
-            ticket = threadIdx.x / 32 * gridDim.x + blockIdx.x;
-        } else { /* as late as can be, so that all warps end together */
-            int taken = lane == 0 ? atomicAdd((int32_t *)a.workspace, 1) : 0;
-            ticket += __shfl_sync(~0u, taken, 0);
-        }
-        next_item(a, p, r, ticket, lane);
-    }
-    if (!r.more || (early && (r.page + 1) * KV_PAGE_TOKENS > r.now.position))
-        return false;
-    int id = __shfl_sync(~0u, r.my_page, r.page - r.now.page);
-    if (lane == 0) {
-        int e = a.head_dim;
-        int tokens = min(KV_PAGE_TOKENS, r.now.last_key + 1 - r.page * KV_PAGE_TOKENS);
-        const char *block = kv_block(a, id, r.now.kv);
-        char *to = r.stage + r.at * stage_bytes(STEPS);
-        uint32_t bytes = (tokens + KV_GROUP - 1) / KV_GROUP * 16 * kv_padded(e);
-        barrier_arrive_expect(r.full + r.at, bytes + (r.values ? 0 : KV_SCALE_BYTES));
-        if (r.values)
-            bulk_copy(to, block + kv_values_at(e), bytes, r.full + r.at, policy);
-        else /* scales and keys */
-            bulk_copy(to, block, bytes + KV_SCALE_BYTES, r.full + r.at, policy);
-    }
-    r.at = r.at + 1 == stages_of(STEPS) ? 0 : r.at + 1;
-    r.page += r.values;
-    r.values = !r.values;
-    return true;
-}
-
-/* The two fp16 halves of x and y. */
-__device__ void split_halves(float x, float y, uint32_t &high, uint32_t &low) {
-    __half2 h = __floats2half2_rn(x, y);
-    float2 f = __half22float2(h);
-    __half2 l = __floats2half2_rn(x - f.x, y - f.y);
-    high = *(uint32_t *)&h;
-    low = *(uint32_t *)&l;
-}
-
-/* What a warp has of its slots: lane (g, t) of row g works for slot g. */
-template <int STEPS> struct sums {
-    uint32_t q[STEPS][4], magic;
-    float scale; /* of a product of stored integers, into a power of two */
-    int lo, hi;  /* keys that the slot sees; none when lo > hi */
-    float max, sum;
-    float o[2 * STEPS][4];
 };
 
-template <int STEPS>
-__device__ void start_sums(const attention_args &a, const item &it, sums<STEPS> &s, int lane) {
-    int g = lane / 4, t = lane % 4, e = a.head_dim, group = a.n_heads / a.n_kv_heads;
-    int slot = it.slot + g, row = slot / group;
-    bool used = row < it.n;
-    const float *q = a.a.qkv + (size_t)(it.first + (used ? row : 0)) * a.a.ld_qkv +
-                     (size_t)(it.kv * group + slot % group) * e;
-    float v[STEPS][4];
-    uint32_t most = 0;
-#pragma unroll
-    for (int k = 0; k < STEPS; k++)
-#pragma unroll
-        for (int h = 0; h < 2; h++) {
-            int i = 16 * k + 8 * h + 2 * t;
-            float2 x = used && i < e ? __ldcg((const float2 *)(q + i)) : make_float2(0, 0);
-            v[k][2 * h] = x.x, v[k][2 * h + 1] = x.y;
-            most = max(most,
-                       max(__float_as_uint(x.x) & 0x7fffffff, __float_as_uint(x.y) & 0x7fffffff));
-        }
-    most = max(most, __shfl_xor_sync(~0u, most, 1));
-    most = max(most, __shfl_xor_sync(~0u, most, 2));
-    /* 2^Q_EXPONENT over the largest's power of two, and its inverse, both normal numbers. */
-    int exponent = min(max((int)(most >> 23), 20), 240) - 127;
-    float up = __int_as_float((Q_EXPONENT - 1 - exponent + 127) << 23);
-    float down = __int_as_float((exponent - Q_EXPONENT + 1 + 127) << 23);
-#pragma unroll
-    for (int k = 0; k < STEPS; k++) {
-        split_halves(v[k][0] * up, v[k][1] * up, s.q[k][0], s.q[k][1]);
-        split_halves(v[k][2] * up, v[k][3] * up, s.q[k][2], s.q[k][3]);
-    }
-    s.scale = down * KV_UNIT * 1.4426950408889634f * rsqrtf((float)e);
-    s.hi = used ? it.position + row : -1;
-    s.lo = used ? window_start(s.hi, it.window) : 0;
-    s.max = -INFINITY;
-    s.sum = 0;
-#pragma unroll
-    for (int n = 0; n < 2 * STEPS; n++)
-#pragma unroll
-        for (int i = 0; i < 4; i++)
-            s.o[n][i] = 0;
+/* The n-th use of ring[SIZE]'s entry: filled, and free to be filled. */
+template <int SIZE> __device__ void wait_filled(uint64_t *ring, int n) {
+    barrier_wait(ring + n % SIZE, n / SIZE & 1);
 }
-
-/* p of a page's 32 keys, as halves in the order of an A operand; s.max, s.sum follow. */
-template <int STEPS>
-__device__ void page_scores(const sums<STEPS> &s, const char *stage, int steps, int lane,
-                            float (&score)[4][4]) {
-    uint32_t from = shared_address(stage) + kv_keys_at() + lane % 8 * 16 + lane / 8 % 2 * 128 +
-                    lane / 16 * 256 * steps;
-#pragma unroll
-    for (int n = 0; n < 4; n++)
-#pragma unroll
-        for (int i = 0; i < 4; i++)
-            score[n][i] = 0;
-#pragma unroll
-    for (int k = 0; k < STEPS; k++) {
-        if (k >= steps)
-            break;
-#pragma unroll
-        for (int n = 0; n < 4; n += 2) {
-            uint32_t w[4];
-            load_matrices(w, from + n * 256 * steps + k * 256);
-#pragma unroll
-            for (int j = 0; j < 2; j++) {
-                mma_f16(score[n + j], s.q[k][0], s.q[k][1], s.q[k][2], s.q[k][3],
-                        kv_high(w[2 * j], s.magic), kv_high(w[2 * j + 1], s.magic));
-                mma_f16(score[n + j], s.q[k][0], s.q[k][1], s.q[k][2], s.q[k][3], kv_low(w[2 * j]),
-                        kv_low(w[2 * j + 1]));
-            }
-        }
-    }
+template <int SIZE> __device__ void wait_free(uint64_t *ring, int n) {
+    barrier_wait(ring + n % SIZE, (n / SIZE & 1) ^ 1);
 }
-
-/* score -> p in halves, an A operand for each 16 keys; the slot's maximum and sum follow. The
- * maximum is that of p times the value's scale: p then uses fp16's range well even where the
- * likeliest keys have tiny values, as the first token of a text often has. */
-template <int STEPS>
-__device__ void page_softmax(sums<STEPS> &s, const char *stage, int first_key, int lane,
-                             float (&score)[4][4], uint32_t (&p)[2][4]) {
-    const float *key_scale = (const float *)stage, *value_scale = key_scale + KV_PAGE_TOKENS;
-    float x[4][2], scale[4][2], most = -INFINITY;
-#pragma unroll
-    for (int n = 0; n < 4; n++) {
-        int token = 8 * n + lane % 4 * 2;
-        float2 ks = *(const float2 *)(key_scale + token);
-        float2 vs = *(const float2 *)(value_scale + token);
-#pragma unroll
-        for (int i = 0; i < 2; i++) {
-            int key = first_key + token + i;
-            bool seen = key >= s.lo && key <= s.hi;
-            x[n][i] =
-                seen ? (score[n][i] + score[n][i + 2]) * ((i ? ks.y : ks.x) * s.scale) : -INFINITY;
-            scale[n][i] = seen ? (i ? vs.y : vs.x) : 1.0f;
-            float z = x[n][i] + log2_fast(scale[n][i]);
-            most = z > most || z != z ? z : most; /* a NaN stays */
-        }
-    }
-#pragma unroll
-    for (int lanes = 1; lanes < 4; lanes *= 2) {
-        float z = __shfl_xor_sync(~0u, most, lanes);
-        most = z > most || z != z ? z : most;
-    }
-    bool grows = !(most <= s.max + MOST_LAG); /* or is NaN */
-    float base = grows ? most : s.max, keep = grows ? exp2_fast(s.max - most) : 1.0f;
-    s.max = base;
-    base = base == -INFINITY ? 0.0f : base - P_EXPONENT; /* nothing seen so far */
-    float sum = 0;
-#pragma unroll
-    for (int n = 0; n < 4; n++) {
-        float e[2];
-#pragma unroll
-        for (int i = 0; i < 2; i++) {
-            e[i] = exp2_fast(x[n][i] - base);
-            sum += e[i];
-        }
-        split_halves(e[0] * scale[n][0], e[1] * scale[n][1], p[n / 2][n % 2 * 2],
-                     p[n / 2][n % 2 * 2 + 1]);
-    }
-    s.sum = s.sum * keep + sum;
-    if (__any_sync(~0u, grows)) {
-#pragma unroll
-        for (int n = 0; n < 2 * STEPS; n++)
-#pragma unroll
-            for (int i = 0; i < 4; i++)
-                s.o[n][i] *= keep;
-    }
-}
-
-template <int STEPS>
-__device__ void page_values(sums<STEPS> &s, const char *stage, int steps, int lane,
-                            const uint32_t (&p)[2][4]) {
-    uint32_t from =
-        shared_address(stage) + lane % 8 * 16 + lane / 8 % 2 * 256 * steps + lane / 16 * 128;
-#pragma unroll
-    for (int half = 0; half < 2; half++)
-#pragma unroll
-        for (int k = 0; k < STEPS; k++) {
-            if (k >= steps)
-                break;
-            uint32_t w[4];
-            load_matrices_transposed(w, from + half * 512 * steps + k * 256);
-#pragma unroll
-            for (int j = 0; j < 2; j++) {
-                float(&o)[4] = s.o[2 * k + j];
-                mma_f16(o, p[half][0], p[half][1], p[half][2], p[half][3],
-                        kv_high(w[2 * j], s.magic), kv_high(w[2 * j + 1], s.magic));
-                mma_f16(o, p[half][0], p[half][1], p[half][2], p[half][3], kv_low(w[2 * j]),
-                        kv_low(w[2 * j + 1]));
-            }
-        }
-}
-
-/* Adds up the splits [lo, hi] of one row and head, in their order, eight on their way at a time.
- * Lanes hold columns 2 lane + 64 j. */
-template <int STEPS>
-__device__ void combine_slot(const float2 *sums, const float *partial, int lo, int hi, int e,
-                             float *out, int lane) {
-    enum { AHEAD = STEPS == 16 ? 4 : 8, PAIRS = (STEPS + 3) / 4 };
-    float most = -INFINITY, sum = 0;
-    float2 o[PAIRS] = {};
-    for (int i = lo; i <= hi; i += AHEAD) {
-        float2 s[AHEAD], v[AHEAD][PAIRS];
-#pragma unroll
-        for (int j = 0; j < AHEAD; j++) {
-            int at = min(i + j, hi);
-            s[j] = __ldcg(sums + at);
-#pragma unroll
-            for (int k = 0; k < PAIRS; k++)
-                if (2 * lane + 64 * k < e)
-                    v[j][k] = __ldcg((const float2 *)(partial + (size_t)at * e) + lane + 32 * k);
-        }
-#pragma unroll
-        for (int j = 0; j < AHEAD; j++) {
-            if (i + j > hi)
-                break;
-            float old = most;
-            most = s[j].x > most || s[j].x != s[j].x ? s[j].x : most;
-            float keep = exp2_fast(old - most), weight = exp2_fast(s[j].x - most);
-            sum = sum * keep + s[j].y * weight;
-#pragma unroll
-            for (int k = 0; k < PAIRS; k++) {
-                o[k].x = o[k].x * keep + v[j][k].x * weight;
-                o[k].y = o[k].y * keep + v[j][k].y * weight;
-            }
-        }
-    }
-#pragma unroll
-    for (int k = 0; k < PAIRS; k++)
-        if (2 * lane + 64 * k < e)
-            *(float2 *)(out + 2 * lane + 64 * k) = make_float2(o[k].x / sum, o[k].y / sum);
-}
-
-template <int STEPS>
-__device__ void combine(const attention_args &a, const item &it, const workspace &w, int lane) {
-    int e = a.head_dim, group = a.n_heads / a.n_kv_heads, splits = most_splits(a.max_context);
-    for (int slot = it.slot; slot < it.slot + SLOTS && slot / group < it.n; slot++) {
-        int row = it.first + slot / group, head = it.kv * group + slot % group;
-        int hi = it.position + slot / group, lo = window_start(hi, it.window);
-        size_t at = ((size_t)row * a.n_heads + head) * splits;
-        combine_slot<STEPS>(w.sums + at, w.partial + at * e, lo / KV_SPLIT, hi / KV_SPLIT, e,
-                            a.a.ctx + (size_t)row * a.a.ld_ctx + (size_t)head * e, lane);
-    }
-}
-
-template <int STEPS>
-__device__ void end_item(const attention_args &a, const item &it, sums<STEPS> &s, int lane) {
-    int g = lane / 4, t = lane % 4, e = a.head_dim, group = a.n_heads / a.n_kv_heads;
-    int slot = it.slot + g;
-    s.sum += __shfl_xor_sync(~0u, s.sum, 1);
-    s.sum += __shfl_xor_sync(~0u, s.sum, 2);
-    bool used = slot / group < it.n, alone = it.n_splits == 1;
-    int row = it.first + (used ? slot / group : 0), head = it.kv * group + slot % group;
-    workspace w = workspace_of(a);
-    size_t at = ((size_t)row * a.n_heads + head) * most_splits(a.max_context) + it.split;
-    float *out = alone ? a.a.ctx + (size_t)row * a.a.ld_ctx + head * e : w.partial + at * e;
-    float divide = alone ? s.sum : 1.0f;
-#pragma unroll
-    for (int n = 0; n < 2 * STEPS; n++) {
-        int i = 8 * n + 2 * t;
-        if (used && i < e)
-            *(float2 *)(out + i) = make_float2((s.o[n][0] + s.o[n][2]) * KV_UNIT / divide,
-                                               (s.o[n][1] + s.o[n][3]) * KV_UNIT / divide);
-    }
-    if (alone)
-        return;
-    if (used && t == 0)
-        w.sums[at] = make_float2(s.max, s.sum);
-    __threadfence();
+/* All lanes are done with what they read or wrote. */
+[[maybe_unused]] __device__ void arrive_warp(uint64_t *barrier, int lane) {
     __syncwarp();
-    int32_t *arrived = w.arrived + (it.first * group + it.slot) * a.n_kv_heads + it.kv, before = 0;
     if (lane == 0)
-        before = atomicAdd(arrived, 1);
-    if (__shfl_sync(~0u, before, 0) == it.n_splits - 1) {
-        __threadfence();
-        combine<STEPS>(a, it, w, lane);
-        if (lane == 0)
-            *arrived = 0; /* for the next launch */
+        barrier_arrive(barrier);
+}
+
+/* ---- the warp that brings pages -------------------------------------------------------------- */
+
+/* Lane 0: starts the copy of a page; of the last one, only the groups of tokens that are there. */
+[[maybe_unused]] __device__ void copy_page(const attention_args &a, const item &it, int page,
+                                           int id, char *to, uint64_t *copied, uint64_t policy) {
+    int e = a.head_dim, tokens = min(KV_PAGE_TOKENS, it.last_key + 1 - page * KV_PAGE_TOKENS);
+    const char *block = kv_block(a, id, it.kv);
+    uint32_t bytes = (tokens + KV_GROUP - 1) / KV_GROUP * 16 * kv_padded(e);
+    barrier_arrive_expect(copied, KV_SCALE_BYTES + 2 * bytes);
+    if (tokens > KV_PAGE_TOKENS - KV_GROUP) {
+        bulk_copy(to, block, KV_SCALE_BYTES + 2 * bytes, copied, policy);
+        return;
+    }
+    bulk_copy(to, block, KV_SCALE_BYTES + bytes, copied, policy);
+    bulk_copy(to + kv_values_at(e), block + kv_values_at(e), bytes, copied, policy);
+}
+
+template <int STEPS>
+__device__ void bring_pages(const attention_args &a, const layout<STEPS> &l, int lane) {
+    using L = layout<STEPS>;
+    uint64_t policy = policy_evict_first();
+    int n_tickets = l.p.prefix[l.p.n_seqs], ticket = blockIdx.x, taken = 0, i = 0, n = 0;
+    bool waited = false; /* for the kernels before this one: until then, only old pages are read */
+    for (int k = 1; ticket < n_tickets; k++) {
+        item it;
+        bool any = make_item(a, l.p, ticket, it);
+        if (!any)
+            it.page = 1, it.last_page = 0;
+        int my_page =
+            any && lane <= it.last_page - it.page ? a.step.page[it.first_page + it.page + lane] : 0;
+        if (any) {
+            wait_free<L::ITEMS>(l.ended, i);
+            if (lane == 0) {
+                it.number = n;
+                l.items[i % L::ITEMS] = it;
+                barrier_arrive(l.made + i % L::ITEMS);
+            }
+        }
+        for (int page = it.page; page <= it.last_page; page++, n++) {
+            /* A ticket is taken late, so that all blocks end together, but while pages leave. */
+            bool take = k >= STATIC_TICKETS && page == max(it.page, it.last_page - 1);
+            if (!waited && (take || (page + 1) * KV_PAGE_TOKENS > it.position))
+                grid_wait(), waited = true;
+            if (take && lane == 0)
+                taken = atomicAdd((int32_t *)a.workspace, 1);
+            wait_free<L::STAGES>(l.free, n);
+            int id = __shfl_sync(~0u, my_page, page - it.page), at = n % L::STAGES;
+            if (lane == 0) {
+                l.page[at] = {i, page * KV_PAGE_TOKENS};
+                copy_page(a, it, page, id, l.stage + at * L::stage_bytes, l.copied + at, policy);
+            }
+        }
+        if (k >= STATIC_TICKETS && !any) {
+            if (!waited)
+                grid_wait(), waited = true;
+            if (lane == 0)
+                taken = atomicAdd((int32_t *)a.workspace, 1);
+        }
+        i += any;
+        ticket = k < STATIC_TICKETS ? k * gridDim.x + blockIdx.x
+                                    : STATIC_TICKETS * gridDim.x + __shfl_sync(~0u, taken, 0);
+    }
+    for (int last = i + SUM_WARPS; i < last; i++) {
+        wait_free<L::ITEMS>(l.ended, i);
+        if (lane == 0) {
+            l.items[i % L::ITEMS].n = 0;
+            barrier_arrive(l.made + i % L::ITEMS);
+        }
+    }
+    for (int last = n + L::PAGE_WARPS; n < last; n++) {
+        wait_free<L::STAGES>(l.free, n);
+        if (lane == 0) {
+            l.page[n % L::STAGES].item = -1;
+            barrier_arrive(l.copied + n % L::STAGES);
+        }
+    }
+}
+
+/* ---- the warp that brings queries ------------------------------------------------------------ */
+
+template <int STEPS>
+__device__ void bring_queries(const attention_args &a, const layout<STEPS> &l, int lane) {
+    using L = layout<STEPS>;
+    grid_wait();
+    for (int i = 0;; i++) {
+        int at = i % L::ITEMS;
+        wait_filled<L::ITEMS>(l.made, i);
+        const item it = l.items[at];
+        if (it.n == 0)
+            return;
+        bring_query<STEPS>(a, it, (uint4 *)(l.query + at * query_bytes(STEPS)),
+                           l.slots + at * SLOTS, lane);
+        arrive_warp(l.ready + at, lane);
+        arrive_warp(l.ended + at, lane);
+    }
+}
+
+/* ---- the warps that have a page each --------------------------------------------------------- */
+
+template <int STEPS>
+__device__ void sum_pages(const attention_args &a, const layout<STEPS> &l, int warp, int lane) {
+    using L = layout<STEPS>;
+    uint32_t magic = kv_magic(a);
+    for (int n = warp;; n += L::PAGE_WARPS) {
+        uint64_t *free = l.free + n % L::STAGES;
+        wait_filled<L::STAGES>(l.copied, n);
+        const page_of page = l.page[n % L::STAGES];
+        if (page.item < 0)
+            return;
+        int at = page.item % L::ITEMS;
+        wait_filled<L::ITEMS>(l.ready, page.item);
+        sum_page<STEPS>(
+            a, l.stage + n % L::STAGES * L::stage_bytes, page.first_key,
+            l.query + at * query_bytes(STEPS), l.slots + at * SLOTS, magic,
+            (float *)(l.sum + n % L::SUMS * sum_bytes(STEPS)), lane,
+            [&] { arrive_warp(free, lane); }, [&] { wait_free<L::SUMS>(l.added, n); });
+        arrive_warp(l.summed + n % L::SUMS, lane);
+    }
+}
+
+/* ---- the warps that add up ------------------------------------------------------------------- */
+
+template <int STEPS>
+__device__ void add_pages(const attention_args &a, const layout<STEPS> &l, int warp, int lane) {
+    using L = layout<STEPS>;
+    grid_wait();
+    for (int i = warp;; i += SUM_WARPS) {
+        wait_filled<L::ITEMS>(l.made, i);
+        const item it = l.items[i % L::ITEMS];
+        if (it.n == 0)
+            return;
+        total<STEPS> s[SLOTS];
+        start_totals(s);
+        if (i > 0) /* all pages before this item's are added up */
+            wait_filled<L::ITEMS>(l.ended, i - 1);
+        int n = it.number;
+        for (int page = it.page; page <= it.last_page; page++, n++) {
+            wait_filled<L::SUMS>(l.summed, n);
+            add_page(s, (const float *)(l.sum + n % L::SUMS * sum_bytes(STEPS)), lane);
+            arrive_warp(l.added + n % L::SUMS, lane);
+        }
+        arrive_warp(l.ended + i % L::ITEMS, lane);
+        end_item(a, it, s, lane);
     }
 }
 
 /* STEPS: of 16 columns. 16 serves every head size, the others just their own. */
 template <int STEPS>
-__global__ void __launch_bounds__(warps_of(STEPS) * 32, 1)
+__global__ void __launch_bounds__(layout<STEPS>::THREADS, 1)
     attention_narrow_kernel(const __grid_constant__ attention_args a) {
+#ifdef __CUDA_ARCH_FEAT_SM90_ALL
     extern __shared__ __align__(128) char shared[];
-    constexpr int STAGES = stages_of(STEPS), WARPS = warps_of(STEPS);
     int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
-    int steps = STEPS == 16 ? kv_padded(a.head_dim) / 16 : STEPS;
-    char *rings = shared;
-    item *queues = (item *)(rings + WARPS * STAGES * stage_bytes(STEPS));
-    uint64_t *full = (uint64_t *)(queues + WARPS * QUEUE);
-    plan p;
-    p.n_seqs = a.step.counts->n_narrow_seqs;
-    p.seq = (sequence *)(full + WARPS * STAGES);
-    p.prefix = (int32_t *)(p.seq + p.n_seqs);
-
     grid_launch_next();
-    if (p.n_seqs == 0) {
+    layout<STEPS> l(shared, a.step.counts->n_narrow_seqs);
+    if (l.p.n_seqs == 0) {
         grid_wait(); /* who waits for this kernel waits for those before it */
         return;
     }
-    ring r = {};
-    r.stage = rings + warp * STAGES * stage_bytes(STEPS);
-    r.full = full + warp * STAGES;
-    r.queue = queues + warp * QUEUE;
-    if (lane == 0) {
-        for (int i = 0; i < STAGES; i++)
-            barrier_init(r.full + i, 1);
-        barrier_init_fence();
-    }
-    if (warp == 0)
-        make_plan(a, p, lane);
+    if (threadIdx.x == 0)
+        l.init_barriers();
     __syncthreads();
-
-    uint64_t policy = policy_evict_first();
-    r.more = true;
-    r.page = 1; /* past last_page: fetch an item */
-    int filled = 0;
-    while (filled < STAGES && fill<STEPS>(a, p, r, true, lane, policy))
-        filled++;
-    grid_wait();
-    for (; filled < STAGES; filled++)
-        fill<STEPS>(a, p, r, false, lane, policy);
-    int at = 0, parity = 0;
-    sums<STEPS> s;
-    s.magic = kv_magic(a);
-    for (int i = 0;; i++) {
-        __syncwarp();
-        const item it = r.queue[i % QUEUE];
-        if (it.n == 0)
-            break;
-        start_sums(a, it, s, lane);
-        for (int page = it.page; page <= it.last_page; page++) {
-            float score[4][4];
-            uint32_t weight[2][4];
-            const char *stage = r.stage + at * stage_bytes(STEPS);
-            barrier_wait(r.full + at, parity);
-            page_scores(s, stage, steps, lane, score);
-            page_softmax(s, stage, page * KV_PAGE_TOKENS, lane, score, weight);
-            __syncwarp();
-            fill<STEPS>(a, p, r, false, lane, policy);
-            at++;
-            if (at == STAGES)
-                at = 0, parity ^= 1;
-            barrier_wait(r.full + at, parity);
-            page_values(s, r.stage + at * stage_bytes(STEPS), steps, lane, weight);
-            __syncwarp();
-            fill<STEPS>(a, p, r, false, lane, policy);
-            at++;
-            if (at == STAGES)
-                at = 0, parity ^= 1;
-        }
-        end_item(a, it, s, lane);
+    if (warp < l.PAGE_WARPS) {
+        sum_pages(a, l, warp, lane);
+    } else if (warp == l.COPY_WARP) {
+        make_plan(a, l.p, lane);
+        bring_pages(a, l, lane);
+    } else if (warp == l.QUERY_WARP) {
+        bring_queries(a, l, lane);
+    } else {
+        add_pages(a, l, warp - l.FIRST_SUM_WARP, lane);
     }
+#endif
 }
 
 struct variant {
-    int32_t steps;
+    int32_t steps, threads, shared_bytes;
     void (*kernel)(attention_args);
 };
-const struct variant variants[] = {
-    {4, attention_narrow_kernel<4>},   {5, attention_narrow_kernel<5>},
-    {6, attention_narrow_kernel<6>},   {8, attention_narrow_kernel<8>},
-    {16, attention_narrow_kernel<16>},
-};
-constexpr size_t shared_bytes(int32_t steps, int32_t max_rows) {
-    return (size_t)warps_of(steps) * ((size_t)stages_of(steps) * (size_t)(stage_bytes(steps) + 8) +
-                                      QUEUE * sizeof(item)) +
-           (size_t)max_rows * (sizeof(sequence) + 4) + 4;
+template <int STEPS> constexpr struct variant make_variant() {
+    return {STEPS, layout<STEPS>::THREADS, layout<STEPS>::bytes, attention_narrow_kernel<STEPS>};
 }
-static_assert(shared_bytes(4, MOST_NARROW) <= 227 << 10 &&
-                  shared_bytes(5, MOST_NARROW) <= 227 << 10 &&
-                  shared_bytes(6, MOST_NARROW) <= 227 << 10 &&
-                  shared_bytes(8, MOST_NARROW) <= 227 << 10 &&
-                  shared_bytes(16, MOST_NARROW) <= 227 << 10,
-              "more than a multiprocessor has");
+const struct variant variants[] = {make_variant<4>(), make_variant<5>(), make_variant<6>(),
+                                   make_variant<8>(), make_variant<16>()};
 
 } // namespace
 
@@ -583,29 +293,25 @@ size_t attention_workspace_bytes(int32_t max_narrow, int32_t max_context, int32_
 }
 
 err_t attention_setup(void) {
+    if (!code_is_hopper())
+        return attention_plain_setup();
     for (const struct variant &v : variants)
         if (cudaFuncSetAttribute(v.kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
-                                 (int)shared_bytes(v.steps, MOST_NARROW)) != cudaSuccess)
+                                 v.shared_bytes) != cudaSuccess)
             return E_DEVICE;
-    return attention_wide_setup();
+    err_t err = attention_wide_setup();
+    return err ? err : attention_plain_setup();
 }
 
 err_t attention_narrow(const struct attention_args *a, int32_t max_rows, cudaStream_t stream) {
     if (max_rows < 1 || max_rows > a->max_narrow || max_rows > MOST_NARROW || a->head_dim % 2 ||
         a->head_dim > MOST_HEAD_DIM || a->n_heads % a->n_kv_heads || a->n_thread_blocks < 1)
         return E_INVAL;
+    if (!code_is_hopper())
+        return attention_plain_narrow(a, stream);
     const struct variant *v = variants;
     while (v->steps < 16 && v->steps * 16 != kv_padded(a->head_dim))
         v++;
-    cudaLaunchConfig_t config = {};
-    config.gridDim = dim3((unsigned)a->n_thread_blocks);
-    config.blockDim = dim3((unsigned)warps_of(v->steps) * 32);
-    config.dynamicSmemBytes = shared_bytes(v->steps, max_rows);
-    config.stream = stream;
-    cudaLaunchAttribute early[1];
-    early[0].id = cudaLaunchAttributeProgrammaticStreamSerialization;
-    early[0].val.programmaticStreamSerializationAllowed = 1;
-    config.attrs = early;
-    config.numAttrs = 1;
-    return cudaLaunchKernelEx(&config, v->kernel, *a) == cudaSuccess ? 0 : E_DEVICE;
+    return launch_early(v->kernel, dim3((unsigned)a->n_thread_blocks), v->threads,
+                        (size_t)v->shared_bytes, stream, *a);
 }

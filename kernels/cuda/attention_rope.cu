@@ -9,6 +9,7 @@
  * of q, k or v: 16 with four neighbouring pairs each, or, where E is no multiple of eight or more
  * than 128, 32 with every 32nd pair. */
 #include "kernels/cuda/attention_kv.cuh"
+#include "kernels/cuda/launch.h"
 
 namespace {
 
@@ -178,16 +179,8 @@ err_t launch(void (*kernel)(attention_args), const struct attention_args *a, int
     int32_t heads = a->n_heads + 2 * a->n_kv_heads, lanes = by_four(a) ? 16 : 32;
     if (max_rows < 1 || max_rows > 65535 || a->head_dim % 2 || a->head_dim > MOST_HEAD_DIM)
         return E_INVAL;
-    cudaLaunchConfig_t config = {};
-    config.gridDim = dim3((unsigned)tiles_of(heads, THREADS / lanes), (unsigned)max_rows);
-    config.blockDim = dim3(THREADS);
-    config.stream = stream;
-    cudaLaunchAttribute early[1];
-    early[0].id = cudaLaunchAttributeProgrammaticStreamSerialization;
-    early[0].val.programmaticStreamSerializationAllowed = 1;
-    config.attrs = early;
-    config.numAttrs = 1;
-    return cudaLaunchKernelEx(&config, kernel, *a) == cudaSuccess ? 0 : E_DEVICE;
+    dim3 grid((unsigned)tiles_of(heads, THREADS / lanes), (unsigned)max_rows);
+    return launch_early(kernel, grid, THREADS, 0, stream, *a);
 }
 
 } // namespace

@@ -14,6 +14,7 @@
  * added to them, and the sum of the probabilities is divided by it again, all in FP32. */
 #include "kernels/cuda/attention_kv.cuh"
 #include "kernels/cuda/attention_wgmma.cuh"
+#include "kernels/cuda/launch.h"
 
 namespace {
 
@@ -30,7 +31,7 @@ enum {
     FREE = 2,
 };
 /* Probabilities stand as p 2^7 of a maximum that may lag behind by 2^8: within fp16 either way. */
-constexpr float P_EXPONENT = 7, MOST_LAG = 8;
+enum { P_EXPONENT = 7, MOST_LAG = 8 };
 
 /* A stage: keys, values, scales as stored [page][keys, values], then three numbers for each key:
  * what its scores are multiplied by, log2 of its value's scale, and 1 / that scale. */
@@ -67,12 +68,12 @@ struct work {
     int last_key, pages; /* of the whole tile of queries; pages of the sequence */
 };
 
-__device__ int window_start(int position, int window) {
+[[maybe_unused]] __device__ int window_start(int position, int window) {
     return window > 0 && position >= window ? position - window + 1 : 0;
 }
 
 /* false: no rows for this block. */
-__device__ bool find_work(const attention_args &a, work &w) {
+[[maybe_unused]] __device__ bool find_work(const attention_args &a, work &w) {
     if ((int)blockIdx.z >= a.step.counts->n_wide_seqs)
         return false;
     w.seq = a.step.seq[a.step.counts->n_narrow_seqs + blockIdx.z];
@@ -119,7 +120,7 @@ struct page_ids {
     const int32_t *from; /* the first tile's first page */
     int n, now, next;    /* pages; lane i has id of page i of 32, and of the 32 after */
 };
-__device__ int load_ids(const page_ids &p, int first, int lane) {
+[[maybe_unused]] __device__ int load_ids(const page_ids &p, int first, int lane) {
     return first + lane < p.n ? p.from[first + lane] : 0;
 }
 
@@ -331,7 +332,7 @@ template <int STEPS> __device__ void scale_sums(sums<STEPS> &s, const float (&ke
 }
 
 /* p as an A operand for each 16 keys. */
-__device__ void pack(const float (&p)[32], uint32_t (&a)[4][4]) {
+[[maybe_unused]] __device__ void pack(const float (&p)[32], uint32_t (&a)[4][4]) {
 #pragma unroll
     for (int n = 0; n < 8; n++)
 #pragma unroll
@@ -464,6 +465,7 @@ __device__ void multiply(const attention_args &a, const work &w, const char *rin
 template <int STEPS>
 __global__ void __launch_bounds__(THREADS, 1)
     attention_wide_kernel(const __grid_constant__ attention_args a) {
+#ifdef __CUDA_ARCH_FEAT_SM90_ALL
     extern __shared__ __align__(1024) char shared[];
     constexpr int STAGES = stages_of(STEPS);
     char *q_ring = shared + STAGES * stage_bytes(STEPS);
@@ -490,6 +492,7 @@ __global__ void __launch_bounds__(THREADS, 1)
         registers_grow<224>();
         multiply<STEPS>(a, w, shared, q_ring, barriers, group, thread);
     }
+#endif
 }
 
 struct variant {
@@ -523,19 +526,12 @@ err_t attention_wide(const struct attention_args *a, int32_t n_wide_seqs, int32_
     if (n_wide_seqs < 1 || n_wide_seqs > 65535 || longest < 1 || a->head_dim % 2 ||
         a->head_dim > MOST_HEAD_DIM || a->n_heads % a->n_kv_heads)
         return E_INVAL;
+    if (!code_is_hopper())
+        return attention_plain_wide(a, n_wide_seqs, longest, stream);
     const struct variant *v = variants;
     while (v->steps * 16 < a->head_dim)
         v++;
-    cudaLaunchConfig_t config = {};
-    config.gridDim = dim3((unsigned)((longest + TILE_QUERIES - 1) / TILE_QUERIES),
-                          (unsigned)a->n_heads, (unsigned)n_wide_seqs);
-    config.blockDim = dim3(THREADS);
-    config.dynamicSmemBytes = (size_t)v->shared_bytes;
-    config.stream = stream;
-    cudaLaunchAttribute early[1];
-    early[0].id = cudaLaunchAttributeProgrammaticStreamSerialization;
-    early[0].val.programmaticStreamSerializationAllowed = 1;
-    config.attrs = early;
-    config.numAttrs = 1;
-    return cudaLaunchKernelEx(&config, v->kernel, *a) == cudaSuccess ? 0 : E_DEVICE;
+    dim3 grid((unsigned)((longest + TILE_QUERIES - 1) / TILE_QUERIES), (unsigned)a->n_heads,
+              (unsigned)n_wide_seqs);
+    return launch_early(v->kernel, grid, THREADS, (size_t)v->shared_bytes, stream, *a);
 }

@@ -203,11 +203,15 @@ static void append_rows(const attention_step &s, cudaStream_t stream = 0) {
     if (s.n_wide)
         OK(rope_append_wide(&s.args, s.n_wide, stream));
 }
-static void attend(const attention_step &s, cudaStream_t stream = 0) {
+/* plain: by the kernels for devices other than Hopper's. */
+static void attend(const attention_step &s, cudaStream_t stream = 0, bool plain = false) {
+    int32_t n = (int32_t)s.wide.size();
     if (s.n_narrow)
-        OK(attention_narrow(&s.args, s.n_narrow, stream));
+        OK(plain ? attention_plain_narrow(&s.args, stream)
+                 : attention_narrow(&s.args, s.n_narrow, stream));
     if (s.n_wide)
-        OK(attention_wide(&s.args, (int32_t)s.wide.size(), s.longest, stream));
+        OK(plain ? attention_plain_wide(&s.args, n, s.longest, stream)
+                 : attention_wide(&s.args, n, s.longest, stream));
 }
 /* Fills the pages with everything before the case's rows; wide: as fp16 rows. */
 static void fill_history(const attention_pool &p, int layer, bool wide) {

@@ -5,7 +5,8 @@
  *   all of ctx is written and nothing beside it; no foreign page, other layer or byte past the
  *   workspace changes; a second run gives the same bits;
  *   so does a graph of rope_append and attention, replayed;
- *   narrow rows: the same bits for each sequence alone, in reverse order, and each row by itself.
+ *   narrow rows: the same bits for each sequence alone, in reverse order, and each row by itself;
+ *   the kernels for other devices: narrow rows the same bits, wide rows against double precision.
  * Without a device it prints why and succeeds. `test_attention quick` runs the small cases only,
  * `quick N` one of them (for the sanitizers). */
 #include "tests/cuda/attention_setup.cuh"
@@ -44,13 +45,13 @@ struct results {
     std::vector<__half> ctx16;
 };
 
-static results run(const attention_pool &p, const attention_step &s) {
+static results run(const attention_pool &p, const attention_step &s, bool plain = false) {
     size_t n = (size_t)(s.n_narrow + 1) * p.ld_ctx, n16 = (size_t)(s.n_wide + 1) * p.ld_ctx;
     CUDA(cudaMemset(s.args.a.ctx, 0xff, n * 4));
     CUDA(cudaMemset(s.args.a.ctx16, 0xff, n16 * 2));
     int32_t queue = 0; /* what rope_append_narrow does, without rotating q again */
     CUDA(cudaMemcpy(p.workspace, &queue, 4, cudaMemcpyHostToDevice));
-    attend(s);
+    attend(s, 0, plain);
     CUDA(cudaDeviceSynchronize());
     return {host_copy(s.args.a.ctx, n), host_copy(s.args.a.ctx16, n16)};
 }
@@ -99,7 +100,8 @@ static std::vector<int> sample_rows(const attention_step &s) {
     return v;
 }
 
-static void check_values(const attention_pool &p, const attention_step &s, const results &r) {
+static void check_values(const attention_pool &p, const attention_step &s, const results &r,
+                         const char *kernels) {
     const attention_case &c = *p.c;
     std::vector<int> sample = sample_rows(s);
     int *d_sample = device_copy(sample), e = c.head_dim;
@@ -134,8 +136,8 @@ static void check_values(const attention_pool &p, const attention_step &s, const
             }
             worst[wide] = std::max(worst[wide], relative);
         }
-    printf("  %-40s %3d narrow rows %.1e, %4d wide %.1e\n", c.name, s.n_narrow, worst[0], s.n_wide,
-           worst[1]);
+    printf("  %-36s %-6s %3d narrow rows %.1e, %4d wide %.1e\n", c.name, kernels, s.n_narrow,
+           worst[0], s.n_wide, worst[1]);
     CUDA(cudaFree(d_sample));
     CUDA(cudaFree(d_want));
 }
@@ -222,7 +224,13 @@ static void run_case(const attention_case &c) {
     check_append(p, s);
     results r = run(p, s), again = run(p, s);
     check_margins(p, s, r);
-    check_values(p, s, r);
+    check_values(p, s, r, "");
+    results plain = run(p, s, true);
+    check_margins(p, s, plain);
+    if (memcmp(r.ctx.data(), plain.ctx.data(), r.ctx.size() * 4))
+        fail(c.name, "the kernel for other devices has other bits", 1, 0);
+    if (s.n_wide)
+        check_values(p, s, plain, "plain");
     if (memcmp(r.ctx.data(), again.ctx.data(), r.ctx.size() * 4) ||
         memcmp(r.ctx16.data(), again.ctx16.data(), r.ctx16.size() * 2))
         fail(c.name, "a second run's bits differ", 1, 0);
