@@ -323,3 +323,50 @@ TEST(adapter_that_is_not_base_plus_pairs_is_refused_by_name) {
     CHECK_EQ(run_tool("import-lora --base %s -o %s %s", base, out, adapter), 65);
     CHECK_HAS(tool_output, "rank 24 is more than half");
 }
+
+/* The tenant's content hash, copied. */
+static char *hash_of(const char *path) {
+    TOOL_OK("inspect --json %s", path);
+    json_t *root = json_loads(tool_output, 0, NULL);
+    char *hash = strdup(json_string_value(json_object_get(root, "content_hash")));
+    json_decref(root);
+    return hash;
+}
+
+static void goes_round(const char *base_dir, const char *adapter_dir) {
+    TOOL_OK("import-lora --base %s -o %s %s", base_dir, out, adapter_dir);
+    char *first = hash_of(out);
+    TOOL_OK("export --peft --base %s --tenant %s -o %s", base_dir, out, merged);
+    CHECK_EQ(unlink(out), 0);
+    TOOL_OK("import-lora --base %s -o %s %s", base_dir, out, merged);
+    char *second = hash_of(out);
+    CHECK_STR(first, second);
+    free(first);
+    free(second);
+}
+
+TEST(adapter_goes_through_a_tenant_and_comes_out_the_same) {
+    places();
+    goes_round(test_model("base"), test_model("man-lora"));
+}
+
+TEST(adapter_of_mixed_ranks_and_whole_modules_comes_out_the_same) {
+    static const struct piece pieces[] = {
+        Q1_PAIR,
+        {"base_model.model.model.layers.0.mlp.down_proj.lora_A.weight", 6, 72},
+        {"base_model.model.model.layers.0.mlp.down_proj.lora_B.weight", D, 6},
+        {"base_model.model.model.embed_tokens.lora_embedding_A", RANK, 48},
+        {"base_model.model.model.embed_tokens.lora_embedding_B", D, RANK},
+        {"base_model.model.lm_head.weight", 48, D},
+        {"base_model.model.model.layers.1.mlp.up_proj.weight", 72, D},
+        {"base_model.model.model.norm.weight", 0, D},
+        {0}};
+    places();
+    make_model(base, (struct make_model){0});
+    make_adapter(",\"rank_pattern\":{\"down_proj\":6},\"alpha_pattern\":{\"down_proj\":6}", pieces);
+    goes_round(base, adapter);
+    make_adapter("", q1_pair);
+    TOOL_OK("compress --instant --base %s --finetuned %s -o %s", base, adapter, out);
+    CHECK_EQ(run_tool("export --peft --base %s --tenant %s -o %s", base, out, merged), 65);
+    CHECK_HAS(tool_output, "layers.1.self_attn.q_proj.weight has sign planes");
+}

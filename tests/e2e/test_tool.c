@@ -126,6 +126,65 @@ TEST(tool_export_is_base_plus_planes_rounded_once) {
     round_trip(ST_F32, ST_BF16, "--bits 3");
 }
 
+/* A folder for transformers' LlamaForCausalLM: its state_dict, name by name, and nothing else. */
+static void check_state_dict(bool tied) {
+    static const struct {
+        const char *name;
+        int64_t rows, cols;
+    } layer[] = {{"input_layernorm", 0, 40},   {"post_attention_layernorm", 0, 40},
+                 {"self_attn.q_proj", 40, 40}, {"self_attn.k_proj", 20, 40},
+                 {"self_attn.v_proj", 20, 40}, {"self_attn.o_proj", 40, 40},
+                 {"mlp.gate_proj", 72, 40},    {"mlp.up_proj", 72, 40},
+                 {"mlp.down_proj", 40, 72}};
+    static const char *const rest[] = {"model.norm", "model.embed_tokens", "lm_head"};
+    struct st_file f;
+    struct why why;
+    char path[400], name[160];
+    snprintf(path, sizeof path, "%s/model.safetensors", merged);
+    int fd = open(path, O_RDONLY);
+    CHECK_OK(st_open(&f, fd, path, 1 << 20, &why), why);
+    CHECK_STR(st_meta(&f, "format"), "pt");
+    int n = 0;
+    for (int l = 0; l < 2; l++)
+        for (size_t i = 0; i < sizeof layer / sizeof *layer; i++, n++) {
+            snprintf(name, sizeof name, "model.layers.%d.%s.weight", l, layer[i].name);
+            const struct st_tensor *t = st_find(&f, name);
+            CHECK(t && t->dtype == ST_F16 && t->n_dims == (layer[i].rows ? 2 : 1));
+            CHECK_EQ(t->dim[t->n_dims - 1], layer[i].cols);
+            CHECK(!layer[i].rows || t->dim[0] == layer[i].rows);
+        }
+    for (int i = 0; i < (tied ? 2 : 3); i++, n++) {
+        snprintf(name, sizeof name, "%s.weight", rest[i]);
+        const struct st_tensor *t = st_find(&f, name);
+        CHECK(t && t->dtype == ST_F16 && t->n_dims == (i ? 2 : 1));
+        CHECK(i == 0 || (t->dim[0] == 51 && t->dim[1] == 40));
+    }
+    CHECK_EQ(f.n_tensors, n);
+    st_close(&f);
+    close(fd);
+    snprintf(path, sizeof path, "%s/config.json", merged);
+    json_t *config = json_load_file(path, 0, NULL);
+    CHECK_STR(json_string_value(json_object_get(config, "dtype")), "float16");
+    CHECK_STR(json_string_value(json_array_get(json_object_get(config, "architectures"), 0)),
+              "LlamaForCausalLM");
+    CHECK_EQ(json_integer_value(json_object_get(config, "vocab_size")), 51);
+    CHECK_EQ(json_is_true(json_object_get(config, "tie_word_embeddings")), tied);
+    json_decref(config);
+}
+
+TEST(tool_export_is_the_state_dict_that_transformers_loads) {
+    float amount = 0.01f;
+    for (int tied = 0; tied < 2; tied++) {
+        places();
+        make_model(base, (struct make_model){.tied = tied, .bare = true});
+        make_model(fine,
+                   (struct make_model){.tied = tied, .vocab = 51, .change = tune, .arg = &amount});
+        TOOL_OK("compress --instant --base %s --finetuned %s -o %s", base, fine, out);
+        TOOL_OK("export --base %s --tenant %s -o %s", base, out, merged);
+        check_state_dict(tied);
+    }
+}
+
 TEST(tool_keeps_what_equals_the_base_out_of_the_file) {
     struct tenant_file t;
     float amount = 0.25f;
