@@ -15,9 +15,12 @@ int code_arch(void);
  * hardware, bulk copies to clusters, warpgroup products. */
 bool code_is_hopper(void);
 
-template <typename A>
-static inline err_t launch_early(void (*kernel)(A), dim3 grid, int threads, size_t shared,
-                                 cudaStream_t stream, const A &args) {
+template <typename T> struct as_declared { typedef T type; }; /* args convert, they do not deduce */
+
+template <typename... A>
+static inline err_t launch_early(void (*kernel)(A...), dim3 grid, int threads, size_t shared,
+                                 cudaStream_t stream,
+                                 const typename as_declared<A>::type &...args) {
     cudaLaunchConfig_t config = {};
     config.gridDim = grid;
     config.blockDim = dim3((unsigned)threads);
@@ -28,7 +31,7 @@ static inline err_t launch_early(void (*kernel)(A), dim3 grid, int threads, size
     early[0].val.programmaticStreamSerializationAllowed = 1;
     config.attrs = early;
     config.numAttrs = code_arch() >= 900;
-    return cudaLaunchKernelEx(&config, kernel, args) == cudaSuccess ? 0 : E_DEVICE;
+    return cudaLaunchKernelEx(&config, kernel, args...) == cudaSuccess ? 0 : E_DEVICE;
 }
 
 #endif

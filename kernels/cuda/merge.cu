@@ -7,6 +7,7 @@
  * by another lane of its group of four; and the columns of a matrix instruction can be dealt so
  * that the product B A falls on the same lanes. So nothing passes through shared memory. */
 #include "kernels/cuda/device.cuh"
+#include "kernels/cuda/launch.h"
 #include "kernels/cuda/merge.cuh"
 
 namespace {
@@ -152,6 +153,8 @@ __device__ __forceinline__ void store(const sums &s, uint4 *out) {
 
 __global__ void __launch_bounds__(32 * MERGE_WARPS, 2)
     merge_kernel(const __grid_constant__ merge_args a) {
+    grid_launch_next();
+    grid_wait(); /* the scratch may be what an earlier product reads */
     int pieces = (a.shape.n_k + TILE_COLS - 1) / TILE_COLS * (TILE_COLS / COLS);
     int warp = threadIdx.x / 32 + blockIdx.x * MERGE_WARPS, warps = gridDim.x * MERGE_WARPS;
     for (int i = warp; i < a.n_tiles * pieces; i += warps) {
@@ -187,7 +190,7 @@ __global__ void __launch_bounds__(32 * MERGE_WARPS, 2)
 err_t merge_launch(const struct merge_args *a, int32_t n_thread_blocks, cudaStream_t stream) {
     int pieces = tiles_of(a->shape.n_k, TILE_COLS) * (TILE_COLS / COLS);
     int blocks = tiles_of(a->n_tiles * pieces, MERGE_WARPS);
-    merge_kernel<<<(unsigned)(blocks < n_thread_blocks ? blocks : n_thread_blocks),
-                   32 * MERGE_WARPS, 0, stream>>>(*a);
-    return cudaGetLastError() == cudaSuccess ? 0 : E_DEVICE;
+    return launch_early(merge_kernel,
+                        dim3((unsigned)(blocks < n_thread_blocks ? blocks : n_thread_blocks)),
+                        32 * MERGE_WARPS, 0, stream, *a);
 }

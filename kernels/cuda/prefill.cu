@@ -102,6 +102,7 @@ static err_t multiply_merged(struct prefill *p, const struct prefill_linear *l,
         if (err)
             break;
         struct wide_args a = run_of(p, l, p->scratch, first, m.n_tiles);
+        a.after_merge = true;
         add_group(&a, g, NULL);
         err = product(p, &a, stream);
     }

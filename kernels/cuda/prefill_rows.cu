@@ -3,6 +3,8 @@
  *
  * Bytes: norm 4 D in, 2 D out for a row; SiLU * up 4 F in, 2 F out. Bound: device memory, or the L2
  * while a step's activations fit there. */
+#include "kernels/cuda/device.cuh"
+#include "kernels/cuda/launch.h"
 #include "kernels/cuda/prefill.h"
 #include "kernels/cuda/wide.cuh"
 
@@ -39,6 +41,8 @@ __global__ void __launch_bounds__(NORM_THREADS)
                 int32_t norm_index, input in) {
     extern __shared__ __align__(16) __half2 line[];
     __shared__ float partial[NORM_THREADS / 32];
+    grid_launch_next();
+    grid_wait();
     const struct gpu_tenant *tenant = rows[blockIdx.x].tenant;
     const float *w = tenant->norm + (size_t)norm_index * dim;
     h += (size_t)blockIdx.x * ld;
@@ -91,6 +95,8 @@ __device__ __forceinline__ uint4 load8(const __half *row, int c, int n) {
 /* A thread for 32 columns of a row. */
 __global__ void __launch_bounds__(ROW_THREADS)
     swiglu_kernel(const __half *gate_up, int32_t ld, int32_t ffn_dim, int32_t up_at, input in) {
+    grid_launch_next();
+    grid_wait();
     int c = (int)(blockIdx.x * ROW_THREADS + threadIdx.x);
     if (c >= n_pieces(ffn_dim))
         return;
@@ -114,6 +120,8 @@ __global__ void __launch_bounds__(ROW_THREADS)
 
 __global__ void __launch_bounds__(ROW_THREADS)
     take_kernel(const __half *x, int32_t ld, int32_t n_k, input in) {
+    grid_launch_next();
+    grid_wait();
     int c = (int)(blockIdx.x * ROW_THREADS + threadIdx.x);
     if (c >= n_pieces(n_k))
         return;
@@ -135,25 +143,26 @@ dim3 row_grid(int32_t n_k, int32_t rows) {
 err_t prefill_norm(struct prefill *p, const struct gpu_step *s, const struct gpu_activations *a,
                    int32_t norm_index, int32_t dim, int32_t n_narrow, int32_t n_wide,
                    cudaStream_t stream) {
-    if (n_wide > 0)
-        norm_kernel<<<(unsigned)n_wide, NORM_THREADS, (size_t)n_pieces(dim) * 64, stream>>>(
-            s->row + n_narrow, a->h + (size_t)n_narrow * a->ld_h, a->ld_h, dim, norm_index,
-            input_of(p));
-    return cudaGetLastError() == cudaSuccess ? 0 : E_DEVICE;
+    if (n_wide < 1)
+        return E_OK;
+    return launch_early(norm_kernel, dim3((unsigned)n_wide), NORM_THREADS,
+                        (size_t)n_pieces(dim) * 64, stream, s->row + n_narrow,
+                        a->h + (size_t)n_narrow * a->ld_h, a->ld_h, dim, norm_index, input_of(p));
 }
 
 err_t prefill_swiglu(struct prefill *p, const struct gpu_activations *a, int32_t ffn_dim,
                      int32_t n_wide, cudaStream_t stream) {
-    if (n_wide > 0)
-        swiglu_kernel<<<row_grid(ffn_dim, n_wide), ROW_THREADS, 0, stream>>>(
-            a->gate_up16, a->ld_gate_up, ffn_dim, tiles_of(ffn_dim, TILE_ROWS) * TILE_ROWS,
-            input_of(p));
-    return cudaGetLastError() == cudaSuccess ? 0 : E_DEVICE;
+    if (n_wide < 1)
+        return E_OK;
+    return launch_early(swiglu_kernel, row_grid(ffn_dim, n_wide), ROW_THREADS, 0, stream,
+                        a->gate_up16, a->ld_gate_up, ffn_dim,
+                        tiles_of(ffn_dim, TILE_ROWS) * TILE_ROWS, input_of(p));
 }
 
 err_t prefill_take(struct prefill *p, const __half *x, int32_t ld_x, int32_t n_k, int32_t n_wide,
                    cudaStream_t stream) {
-    if (n_wide > 0)
-        take_kernel<<<row_grid(n_k, n_wide), ROW_THREADS, 0, stream>>>(x, ld_x, n_k, input_of(p));
-    return cudaGetLastError() == cudaSuccess ? 0 : E_DEVICE;
+    if (n_wide < 1)
+        return E_OK;
+    return launch_early(take_kernel, row_grid(n_k, n_wide), ROW_THREADS, 0, stream, x, ld_x, n_k,
+                        input_of(p));
 }

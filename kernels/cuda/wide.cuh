@@ -31,6 +31,7 @@ struct wide_args {
     int32_t ld_y, n_groups;
     struct wide_group group[WIDE_GROUPS];
     int32_t row_tiles; /* set at launch */
+    bool after_merge;  /* base is what an earlier kernel of the stream wrote */
 };
 
 /* Hopper's. */
