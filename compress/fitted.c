@@ -11,7 +11,8 @@ enum {
     ROWS = 768,       /* tokens of a step */
     MAX_LENGTH = 256, /* of a sequence: what fitting and judging see of a context */
     JUDGE_ROWS = 6144,
-    SAMPLE_AT_ONCE = 384,
+    FIRST_DOCUMENTS = 192, /* before it is known how long a model's documents are */
+    MOST_DOCUMENTS = 4096, /* at once */
 };
 /* Of the rows, those that the fine-tune did not write: the base's own text, or the given one. They
  * keep the tenant like its fine-tune also off the fine-tune's beaten track. */
@@ -99,7 +100,13 @@ static err_t write_text(struct fitting *f, const struct llama *m, double n, uint
     o.stop = m->config.eos_id, o.n_stop = m->config.n_eos;
     err_t e = E_OK;
     while (!e && (double)out->text.n_ids < n) {
-        e = sample_documents(m, SAMPLE_AT_ONCE, max_length, &o, out, why);
+        double left = n - (double)out->text.n_ids,
+               length = out->text.n_ids ? (double)out->text.n_ids / (double)out->text.n_seqs
+                                        : (double)max_length,
+               most = out->text.n_ids ? MOST_DOCUMENTS : FIRST_DOCUMENTS,
+               documents = ceil(left / length);
+        e = sample_documents(m, (int32_t)(documents < most ? documents : most), max_length, &o, out,
+                             why);
         o.seed += 1000003;
         progress_show(&f->progress, (uint64_t)(f->own.text.n_ids + f->other.text.n_ids),
                       (uint64_t)((double)f->o->steps * ROWS / passes));

@@ -226,6 +226,9 @@ static err_t advance(struct run *r) {
     wave_step(w, id, r->o->temperature, r->row_bytes > 0);
     for (int32_t i = 0; i < before; i++) {
         if (!extend(r, i)) {
+            struct text *t = &r->text[w->number[i]];
+            char *less = t->final ? realloc(t->final, (size_t)t->n * r->row_bytes) : NULL;
+            t->final = less ? less : t->final;
             r->taken[w->slot[i]] = false;
             continue;
         }
