@@ -23,7 +23,7 @@ err_t base_loss(const struct llama *base, const struct llama *teacher, const str
     int32_t embed = llama_embed(base), head = llama_head(base);
     const struct train_weights *target = &teacher->matrix[head];
     if (target->n == base->matrix[head].n)
-        return fit_judge(base, target, held, sum, p, why);
+        return fit_judge(base, teacher, held, sum, p, why);
     struct llama wide = *base;
     struct train_weights rows = {0}, outputs = {0};
     wide.config.shape.vocab = wide.config.shape.max_vocab = target->n;
@@ -38,7 +38,7 @@ err_t base_loss(const struct llama *base, const struct llama *teacher, const str
         memcpy(wide.matrix, base->matrix, (size_t)base->n_matrices * sizeof *wide.matrix);
         wide.matrix[embed] = rows;
         wide.matrix[head] = outputs;
-        e = fit_judge(&wide, target, held, sum, p, why);
+        e = fit_judge(&wide, teacher, held, sum, p, why);
     }
     t->ops->give(t, rows.w), t->ops->give(t, outputs.w);
     free(wide.matrix);

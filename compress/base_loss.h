@@ -5,7 +5,7 @@
 
 #include "compress/fit.h"
 
-/* Adds to *sum over every row of the lesson, whose final rows are the teacher's. A base of fewer
+/* Adds to *sum over every row of the lesson, which holds the teacher's stream. A base of fewer
  * tokens gets the fine-tune's rows for those it lacks: it is the tenant that keeps nothing else.
  * Both models are on one device with their weights. */
 err_t base_loss(const struct llama *base, const struct llama *teacher, const struct lesson *held,

@@ -30,10 +30,11 @@ static err_t parse_instant(struct diff_options *o, const struct args *a, double 
     o->per_row = !scale || strcmp(scale, "row") == 0;
     if (!o->per_row && strcmp(scale, "matrix") != 0)
         return why_set(why, E_USAGE, "--scale must be row or matrix, not \"%.32s\"", scale);
-    if (arg(a, "--calibration") || arg(a, "--steps") || arg(a, "--method") || arg(a, "--quality"))
+    if (arg(a, "--calibration") || arg(a, "--steps") || arg(a, "--method") || arg(a, "--quality") ||
+        arg(a, "--device"))
         return why_set(why, E_USAGE,
                        "--instant fits and measures nothing: leave out --calibration, --steps, "
-                       "--method and --quality");
+                       "--method, --quality and --device");
     o->n_planes = (int32_t)bits;
     if (arg(a, "--bits") && o->n_planes != bits)
         return why_set(
@@ -72,6 +73,7 @@ static err_t parse_fitted(struct wanted *w, const struct args *a, struct why *wh
                        "--scale goes with --instant: fitted scales are of rows and "
                        "columns, or of matrices with --method bitdelta");
     o->calibration = arg(a, "--calibration");
+    o->device = arg(a, "--device") ? arg(a, "--device") : "auto";
     err_t e = arg_int(a, "--embed-bits", 1, MAX_PLANES, (int32_t)o->bits, &o->vocab_planes, why);
     e = e ? e : arg_int(a, "--steps", 0, 1000000, o->published ? 200 : 400, &o->steps, why);
     e = e ? e : arg_int(a, "--seed", 0, INT32_MAX, 1, &seed, why);
@@ -85,8 +87,8 @@ static err_t parse_fitted(struct wanted *w, const struct args *a, struct why *wh
 }
 
 static err_t parse_contender(const struct args *a, struct why *why) {
-    static const char *const none[] = {"--instant", "--calibration", "--steps",  "--scale",
-                                       "--embed",   "--embed-bits",  "--quality"};
+    static const char *const none[] = {"--instant", "--calibration", "--steps",   "--scale",
+                                       "--embed",   "--embed-bits",  "--quality", "--device"};
     for (size_t i = 0; i < sizeof none / sizeof *none; i++)
         if (arg(a, none[i]))
             return why_set(why, E_USAGE,
@@ -292,6 +294,7 @@ const struct command command_compress = {
                 "changed embedding and lm_head as planes (default) or whole in FP16"},
                {"--embed-bits", "N", false,
                 "their planes (default --bits and a low-rank pair; with --instant 4 or more)"},
+               {"--device", "auto|cpu|cuda", false, "where to fit (default: a GPU if it can)"},
                {"--json", NULL, false, "print the report as JSON"}},
     .examples =
         "  bitdelta compress --base llama-7b --finetuned my-chat-7b -o chat.bitdelta\n"

@@ -33,24 +33,25 @@ err_t corpus_read_file(const char *path, char **text, size_t *n, struct why *why
 bool corpus_batch(const struct corpus *c, int32_t *next, bool wrap, int32_t max_rows, int32_t *id,
                   int32_t *start, struct llama_batch *out);
 
-/* Text with what a model made of it: the rows after its final norm, in the device's type for
- * weights, from which its lm_head gives its predictions again at a small part of the model's cost.
- * row_bytes 0: the text alone. The last id of a sequence has no row: nothing follows it. */
+/* Text with what a model made of it: its residual stream before the final norm, in the device's
+ * type for weights, from which its lm_head gives its predictions again at a small part of the
+ * model's cost. row_bytes 0: the text alone. The last id of a sequence has no row: nothing follows
+ * it. */
 struct lesson {
     struct corpus text;
-    char *final; /* [text.n_ids, row_bytes] owned */
+    char *stream; /* [text.n_ids, row_bytes] owned */
     size_t row_bytes, cap_rows;
 };
 void lesson_free(struct lesson *l);
-/* Appends a sequence, and n - 1 rows of `final` unless row_bytes is 0. E_NOMEM. */
-err_t lesson_add(struct lesson *l, const int32_t *ids, int32_t n, const char *final);
+/* Appends a sequence, and n - 1 rows of its stream unless row_bytes is 0. E_NOMEM. */
+err_t lesson_add(struct lesson *l, const int32_t *ids, int32_t n, const char *stream);
 /* Runs the model over a text and keeps what it made of it. */
 err_t lesson_read(struct lesson *l, const struct llama *m, const struct corpus *text,
                   int32_t max_rows, struct progress *p, struct why *why);
-/* As corpus_batch, without each sequence's last id. final: the caller's [max_rows, row_bytes];
+/* As corpus_batch, without each sequence's last id. stream: the caller's [max_rows, row_bytes];
  * target [max_rows]: the id that follows. */
 bool lesson_batch(const struct lesson *l, int32_t *next, bool wrap, int32_t max_rows, int32_t *id,
-                  int32_t *start, int32_t *target, char *final, struct llama_batch *out);
+                  int32_t *start, int32_t *target, char *stream, struct llama_batch *out);
 
 /* Runs the model on each prompt and lets it go on: forced ids first, then the most likely
  * (temperature 0) or drawn ones, until a stop id (kept) or max_length[i] ids in all. Appends whole

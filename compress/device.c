@@ -1,10 +1,11 @@
 /* Which backend of kernels/train.h a device name means. */
 #include "compress/device.h"
 
+#include <stdio.h>
 #include <string.h>
+#include <unistd.h>
 
 #include "config/library.h"
-#include "config/log.h"
 
 typedef err_t open_fn(struct train **out, struct why *why);
 
@@ -29,6 +30,7 @@ err_t device_open(struct train **out, const char *device, int32_t threads, struc
     struct why reason = {""};
     if (cuda_open(out, &reason) == E_OK)
         return E_OK;
-    log_info("fit", "device=cpu reason=\"%s\"", reason.text);
+    if (isatty(STDERR_FILENO))
+        fprintf(stderr, "Computing on the CPU: %s.\n", reason.text);
     return train_cpu_open(out, threads, why);
 }

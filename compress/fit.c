@@ -11,28 +11,30 @@ enum { JUDGE_ROWS = 768 };
 struct bench {
     const struct llama *m;
     struct train *t;
-    const struct train_weights *head; /* the fine-tune's */
+    const struct llama *teacher; /* its last norm and lm_head */
     struct llama_tape *tape;
     float *ours, *theirs;         /* device [rows, V] logits */
-    float *final;                 /* device [rows, D] */
+    float *stream, *final, *inv;  /* device: the teacher's [rows, D], normed, 1 / rms [rows] */
     void *raw;                    /* device [rows, row_bytes] */
     int32_t *target;              /* device [rows] */
     char *host;                   /* [rows, row_bytes] */
     int32_t *id, *start, *follow; /* host [rows], [rows + 2], [rows] */
 };
 
-static err_t bench_open(struct bench *b, const struct llama *m, const struct train_weights *head,
+static err_t bench_open(struct bench *b, const struct llama *m, const struct llama *teacher,
                         int32_t max_rows, bool back, struct why *why) {
     struct train *t = m->t;
     size_t rows = (size_t)max_rows, logits = rows * (size_t)m->config.shape.vocab * sizeof(float),
            dim = (size_t)m->config.shape.dim;
-    *b = (struct bench){.m = m, .t = t, .head = head};
+    *b = (struct bench){.m = m, .t = t, .teacher = teacher};
     b->host = malloc(rows * dim * t->ops->weight_bytes);
     b->id = malloc((3 * rows + 2) * sizeof *b->id);
     err_t e = b->host && b->id ? 0 : E_NOMEM;
     e = e ? e : t->ops->take(t, logits, (void **)&b->ours);
     e = e ? e : t->ops->take(t, logits, (void **)&b->theirs);
+    e = e ? e : t->ops->take(t, rows * dim * sizeof(float), (void **)&b->stream);
     e = e ? e : t->ops->take(t, rows * dim * sizeof(float), (void **)&b->final);
+    e = e ? e : t->ops->take(t, rows * sizeof(float), (void **)&b->inv);
     e = e ? e : t->ops->take(t, rows * dim * t->ops->weight_bytes, &b->raw);
     e = e ? e : t->ops->take(t, rows * sizeof(int32_t), (void **)&b->target);
     if (e)
@@ -42,22 +44,26 @@ static err_t bench_open(struct bench *b, const struct llama *m, const struct tra
 }
 
 static void bench_close(struct bench *b) {
-    void *const device[] = {b->ours, b->theirs, b->final, b->raw, b->target};
+    void *const device[] = {b->ours, b->theirs, b->stream, b->final, b->inv, b->raw, b->target};
     llama_tape_close(b->tape);
     for (size_t i = 0; i < sizeof device / sizeof *device; i++)
         b->t->ops->give(b->t, device[i]);
     free(b->host), free(b->id);
 }
 
-/* Logits of both for a batch whose ids, final rows and targets lie in the host's arrays. */
+/* Logits of both for a batch whose ids, streams and targets lie in the host's arrays. */
 static void bench_forward(struct bench *b, const struct llama_batch *batch) {
     const struct train_ops *op = b->t->ops;
-    struct train_weights final = {b->raw, batch->n_rows, b->head->k};
-    size_t rows = (size_t)batch->n_rows;
-    op->put(b->t, b->raw, b->host, rows * (size_t)b->head->k * op->weight_bytes);
+    const struct model_shape *s = &b->teacher->config.shape;
+    struct train_weights head = llama_weights(b->teacher, llama_head(b->teacher)),
+                         stream = {b->raw, batch->n_rows, s->dim};
+    size_t rows = (size_t)batch->n_rows, dim = (size_t)s->dim;
+    op->put(b->t, b->raw, b->host, rows * dim * op->weight_bytes);
     op->put(b->t, b->target, b->follow, rows * sizeof(int32_t));
-    op->load(b->t, &final, b->final);
-    op->product(b->t, batch->n_rows, b->final, b->head, b->theirs, false);
+    op->load(b->t, &stream, b->stream);
+    op->norm(b->t, batch->n_rows, s->dim, s->norm_eps, b->stream,
+             b->teacher->norm + (size_t)(2 * s->n_layers) * dim, b->final, b->inv);
+    op->product(b->t, batch->n_rows, b->final, &head, b->theirs, false);
     llama_forward(b->m, batch, b->tape, b->ours);
 }
 
@@ -66,6 +72,8 @@ struct run {
     struct bench b;
     struct student_rates rates; /* of this step */
     float *norm_grad;           /* device [2L + 1, D] */
+    float *stream_grad;         /* device [rows, D] */
+    float *inv;                 /* host [rows] */
 };
 
 static void learn(void *arg, int32_t i_matrix, float *grad) {
@@ -108,6 +116,25 @@ static struct llama_batch next_batch(struct bench *s, const struct lesson *own,
     return (struct llama_batch){a.n_rows + b.n_rows, a.n_seqs + b.n_seqs, s->id, s->start};
 }
 
+/* The gradient of weight |h - t|^2 / |t|^2, h: our stream, t: the teacher's. */
+static const float *stream_gradient(struct run *r, int32_t rows, float weight) {
+    struct bench *b = &r->b;
+    const struct train_ops *op = b->t->ops;
+    const struct model_shape *s = &b->m->config.shape;
+    size_t n = (size_t)rows * (size_t)s->dim;
+    double square = 0; /* of t, from its rows' 1 / rms */
+    if (weight <= 0)
+        return NULL;
+    op->get(b->t, r->inv, b->inv, (size_t)rows * sizeof *r->inv);
+    for (int32_t i = 0; i < rows; i++)
+        square += s->dim * (1 / ((double)r->inv[i] * (double)r->inv[i]) - (double)s->norm_eps);
+    float scale = square > 0 ? (float)(2 * (double)weight / square) : 0;
+    op->zero(b->t, r->stream_grad, n * sizeof(float));
+    op->axpy(b->t, n, scale, llama_stream(b->tape), r->stream_grad);
+    op->axpy(b->t, n, -scale, b->stream, r->stream_grad);
+    return r->stream_grad;
+}
+
 static double one_step(struct run *r, const struct llama_batch *batch,
                        const struct fit_options *o) {
     struct train_loss sum = {0};
@@ -115,17 +142,21 @@ static double one_step(struct run *r, const struct llama_batch *batch,
     bench_forward(b, batch);
     b->t->ops->distil(b->t, batch->n_rows, b->m->config.shape.vocab, b->ours, b->theirs, NULL,
                       o->kl_weight, o->mse_weight, 1 / (float)batch->n_rows, b->ours, &sum);
-    llama_backward(b->m, b->tape, b->ours, r->norm_grad, (struct llama_sink){learn, wants, r});
+    llama_backward(b->m, b->tape, b->ours, stream_gradient(r, batch->n_rows, o->stream_weight),
+                   r->norm_grad, (struct llama_sink){learn, wants, r});
     student_learn_norms(r->s, r->norm_grad, &r->rates);
     return sum.kl / (double)sum.n_rows;
 }
 
-err_t fit_run(struct student *s, const struct train_weights *head, const struct lesson *own,
+err_t fit_run(struct student *s, const struct llama *teacher, const struct lesson *own,
               const struct lesson *other, const struct fit_options *o, struct fit_report *report,
               struct why *why) {
     struct run r = {.s = s};
-    err_t e = bench_open(&r.b, &s->model, head, o->rows, true, why);
-    if (!e && s->t->ops->take(s->t, s->norm.n * sizeof(float), (void **)&r.norm_grad))
+    size_t stream = (size_t)o->rows * (size_t)s->model.config.shape.dim * sizeof(float);
+    err_t e = bench_open(&r.b, &s->model, teacher, o->rows, true, why);
+    r.inv = malloc((size_t)o->rows * sizeof *r.inv);
+    if (!e && (!r.inv || s->t->ops->take(s->t, s->norm.n * sizeof(float), (void **)&r.norm_grad) ||
+               s->t->ops->take(s->t, stream, (void **)&r.stream_grad)))
         e = why_set(why, E_NOMEM, "There is not enough memory for fitting.");
     int32_t tenth = o->steps >= 10 ? o->steps / 10 : 1;
     while (!e && report->step < o->steps) {
@@ -150,16 +181,17 @@ err_t fit_run(struct student *s, const struct train_weights *head, const struct 
     }
     e = e ? e : s->t->ops->settle(s->t, why);
     bench_close(&r.b);
-    s->t->ops->give(s->t, r.norm_grad);
+    s->t->ops->give(s->t, r.norm_grad), s->t->ops->give(s->t, r.stream_grad);
+    free(r.inv);
     return e;
 }
 
-err_t fit_judge(const struct llama *m, const struct train_weights *head, const struct lesson *held,
+err_t fit_judge(const struct llama *m, const struct llama *teacher, const struct lesson *held,
                 struct train_loss *sum, struct progress *p, struct why *why) {
     struct bench b;
     struct llama_batch batch;
     int32_t next = 0;
-    err_t e = bench_open(&b, m, head, JUDGE_ROWS, false, why);
+    err_t e = bench_open(&b, m, teacher, JUDGE_ROWS, false, why);
     while (!e &&
            lesson_batch(held, &next, false, JUDGE_ROWS, b.id, b.start, b.follow, b.host, &batch)) {
         bench_forward(&b, &batch);

@@ -1,7 +1,7 @@
 /* Fitting a student to its fine-tune: text that the fine-tune (and the base) wrote themselves, the
  * KL divergence of the student's predictions from the fine-tune's on it, back-propagation, Adam.
- * Of the fine-tune it needs its final rows (struct lesson) and its lm_head alone. Owner and caller:
- * the tool's main thread. */
+ * Of the fine-tune it needs the stream it left (struct lesson), its last norm and lm_head alone.
+ * Owner and caller: the tool's main thread. */
 #ifndef COMPRESS_FIT_H
 #define COMPRESS_FIT_H
 
@@ -13,8 +13,11 @@ struct fit_options {
     int32_t max_length;          /* of a sequence */
     float other_share;           /* of the rows that come from the second lesson */
     float kl_weight, mse_weight; /* of the KL divergence and of the logits' mean squared error */
-    struct student_rates rates;  /* at their height: they rise over a tenth of the steps, then fall
-                                    along a cosine to 0 */
+    /* Of the squared error of the stream before the final norm, relative to the fine-tune's own
+     * square, over a batch. */
+    float stream_weight;
+    struct student_rates rates; /* at their height: they rise over a tenth of the steps, then fall
+                                   along a cosine to 0 */
     void (*progress)(void *arg, int32_t done, int32_t total, double kl);
     void *arg;
 };
@@ -27,14 +30,13 @@ struct fit_report {
 };
 
 /* own: text of the fine-tune; other: what it must also answer like the fine-tune (may be empty).
- * Both wrap round, and hold final rows of the fine-tune, whose lm_head is `head`. Goes on from
- * *report. */
-err_t fit_run(struct student *s, const struct train_weights *head, const struct lesson *own,
+ * Both wrap round, and hold the stream of the fine-tune, `teacher`. Goes on from *report. */
+err_t fit_run(struct student *s, const struct llama *teacher, const struct lesson *own,
               const struct lesson *other, const struct fit_options *o, struct fit_report *report,
               struct why *why);
 
-/* Adds to *sum over every row of the lesson, whose final rows are the fine-tune's. */
-err_t fit_judge(const struct llama *m, const struct train_weights *head, const struct lesson *held,
+/* Adds to *sum over every row of the lesson, which holds the teacher's stream. */
+err_t fit_judge(const struct llama *m, const struct llama *teacher, const struct lesson *held,
                 struct train_loss *sum, struct progress *p, struct why *why);
 
 #endif

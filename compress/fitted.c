@@ -4,6 +4,7 @@
 #include <stdlib.h>
 
 #include "compress/base_loss.h"
+#include "compress/device.h"
 #include "compress/fit.h"
 #include "compress/student_write.h"
 
@@ -16,7 +17,7 @@ enum {
 };
 /* Of the rows, those that the fine-tune did not write: the base's own text, or the given one. They
  * keep the tenant like its fine-tune also off the fine-tune's beaten track. */
-static const float other_share = 0.25f;
+static const float other_share = 0.125f;
 /* Each sampled token is seen this often: sampling costs about as much as two steps of learning. */
 static const double passes = 1.25;
 
@@ -28,7 +29,8 @@ static const struct fit_options fit_defaults = {
     .other_share = other_share,
     .kl_weight = 1,
     .mse_weight = 0.1f,
-    .rates = {.scale = 0.01f, .bit = 0.01f, .low_rank = 0.005f, .norm = 0.001f},
+    .stream_weight = 3,
+    .rates = {.scale = 0.01f, .bit = 0.005f, .low_rank = 0.005f, .norm = 0.001f},
 };
 static const struct fit_options published_defaults = {
     .rows = 512,
@@ -163,10 +165,6 @@ static void show(void *arg, int32_t done, int32_t total, double kl) {
     progress_show(arg, (uint64_t)done, (uint64_t)total);
 }
 
-static const struct train_weights *head_of(const struct fitting *f) {
-    return &f->teacher.matrix[llama_head(&f->teacher)];
-}
-
 static void note(struct fitting *f, const char *what, const struct train_loss *l) {
     double rows = (double)l->n_rows, targets = (double)l->n_targets;
     json_t *now =
@@ -180,7 +178,7 @@ static void note(struct fitting *f, const char *what, const struct train_loss *l
 static err_t judge(struct fitting *f, const char *when, struct why *why) {
     struct train_loss l = {0};
     progress_begin(&f->progress, "judge");
-    err_t e = fit_judge(&f->student.model, head_of(f), &f->judge, &l, &f->progress, why);
+    err_t e = fit_judge(&f->student.model, &f->teacher, &f->judge, &l, &f->progress, why);
     progress_end(&f->progress);
     if (!e)
         note(f, when, &l);
@@ -195,7 +193,7 @@ static err_t fit(struct fitting *f, struct fit_options *o, json_t *made, struct 
     err_t e = judge(f, "before_fitting", why);
     progress_begin(&f->progress, "fit");
     o->progress = show, o->arg = &f->progress;
-    e = e ? e : fit_run(&f->student, head_of(f), &f->own, &f->other, o, &r, why);
+    e = e ? e : fit_run(&f->student, &f->teacher, &f->own, &f->other, o, &r, why);
     progress_end(&f->progress);
     if (e)
         return e;
@@ -263,7 +261,7 @@ err_t fitted_write(const struct job_base *base, const struct checkpoint *fine,
     options.steps = o->steps;
     if (options.max_length > fine->config.context)
         options.max_length = fine->config.context;
-    err_t e = train_cpu_open(&f.t, 0, why);
+    err_t e = device_open(&f.t, o->device, 0, why);
     e = e ? e : check_memory(&f, &options, why);
     e = e ? e : read_models(&f, why);
     if (!e && o->steps > 0)

@@ -16,6 +16,7 @@ struct fitted_options {
     bool dense_vocab;     /* embedding and lm_head whole */
     bool published;       /* one scale a matrix, distilled as BitDelta was published */
     const char *calibration; /* a text to answer like the fine-tune, or NULL */
+    const char *device;      /* auto, cpu, cuda */
     int32_t steps;
     uint64_t seed;
 };

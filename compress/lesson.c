@@ -6,30 +6,30 @@
 
 void lesson_free(struct lesson *l) {
     corpus_free(&l->text);
-    free(l->final);
+    free(l->stream);
     *l = (struct lesson){0};
 }
 
-err_t lesson_add(struct lesson *l, const int32_t *ids, int32_t n, const char *final) {
+err_t lesson_add(struct lesson *l, const int32_t *ids, int32_t n, const char *stream) {
     size_t at = l->text.n_ids, rows = at + (size_t)n;
     if (l->row_bytes && rows > l->cap_rows) {
         size_t cap = 2 * l->cap_rows > rows ? 2 * l->cap_rows : rows + 1024;
-        char *more = realloc(l->final, cap * l->row_bytes);
+        char *more = realloc(l->stream, cap * l->row_bytes);
         if (!more)
             return E_NOMEM;
-        l->final = more, l->cap_rows = cap;
+        l->stream = more, l->cap_rows = cap;
     }
     err_t e = corpus_add(&l->text, ids, n);
     if (!e && l->row_bytes && n > 1)
-        memcpy(l->final + at * l->row_bytes, final, (size_t)(n - 1) * l->row_bytes);
+        memcpy(l->stream + at * l->row_bytes, stream, (size_t)(n - 1) * l->row_bytes);
     return e;
 }
 
-/* The final rows of the last pass, as they are kept, to the host. */
+/* The stream of the last pass, as it is kept, to the host. */
 static void keep_rows(const struct llama *m, const struct llama_tape *tape, int32_t rows,
                       void *room, char *out) {
     struct train_weights w = {room, rows, m->config.shape.dim};
-    m->t->ops->store(m->t, llama_final(tape), &w);
+    m->t->ops->store(m->t, llama_stream(tape), &w);
     m->t->ops->get(m->t, out, room, (size_t)rows * (size_t)w.k * m->t->ops->weight_bytes);
 }
 
@@ -60,7 +60,7 @@ err_t lesson_read(struct lesson *l, const struct llama *m, const struct corpus *
 }
 
 bool lesson_batch(const struct lesson *l, int32_t *next, bool wrap, int32_t max_rows, int32_t *id,
-                  int32_t *start, int32_t *target, char *final, struct llama_batch *out) {
+                  int32_t *start, int32_t *target, char *stream, struct llama_batch *out) {
     const struct corpus *c = &l->text;
     *out = (struct llama_batch){.id = id, .start = start};
     start[0] = 0;
@@ -80,7 +80,7 @@ bool lesson_batch(const struct lesson *l, int32_t *next, bool wrap, int32_t max_
             continue;
         memcpy(id + at, c->id + from, (size_t)n * sizeof *id);
         memcpy(target + at, c->id + from + 1, (size_t)n * sizeof *target);
-        memcpy(final + (size_t)at * l->row_bytes, l->final + from * l->row_bytes,
+        memcpy(stream + (size_t)at * l->row_bytes, l->stream + from * l->row_bytes,
                (size_t)n * l->row_bytes);
         out->n_rows += n;
         start[++out->n_seqs] = out->n_rows;

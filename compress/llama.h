@@ -88,12 +88,12 @@ err_t llama_tape_open(struct llama_tape **out, const struct llama *m, int32_t ma
 void llama_tape_close(struct llama_tape *t);
 /* Bytes it takes on a device. */
 double llama_tape_bytes(const struct model_config *c, int32_t max_rows, bool back);
-/* The last forward pass: its rows after the final norm, device [M, D]; and the input that a matrix
- * of a layer was multiplied with, device [M, k] (back alone). */
-const float *llama_final(const struct llama_tape *t);
+/* The last forward pass: its residual stream before the final norm, device [M, D]; and the input
+ * that a matrix of a layer was multiplied with, device [M, k] (back alone). */
+const float *llama_stream(const struct llama_tape *t);
 const float *llama_input(const struct llama_tape *t, const struct llama *m, int32_t i_matrix);
 
-/* logits: device [M, V], V = vocabulary of m; NULL: up to llama_final alone. */
+/* logits: device [M, V], V = vocabulary of m; NULL: up to llama_stream alone. */
 void llama_forward(const struct llama *m, const struct llama_batch *b, struct llama_tape *t,
                    float *logits);
 
@@ -105,9 +105,10 @@ struct llama_sink {
     bool (*wants)(void *arg, int32_t i_matrix);
     void *arg;
 };
-/* dlogits: device [M, V], gradient of the loss. dnorm: device [2L + 1, D], written. The batch, tape
- * and weights must be those of the last llama_forward. */
-void llama_backward(const struct llama *m, struct llama_tape *t, const float *dlogits, float *dnorm,
-                    struct llama_sink sink);
+/* dlogits: device [M, V], gradient of the loss; dstream: device [M, D], what else it is of
+ * llama_stream, or NULL. dnorm: device [2L + 1, D], written. The batch, tape and weights must be
+ * those of the last llama_forward. */
+void llama_backward(const struct llama *m, struct llama_tape *t, const float *dlogits,
+                    const float *dstream, float *dnorm, struct llama_sink sink);
 
 #endif

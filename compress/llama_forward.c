@@ -118,8 +118,8 @@ void llama_tape_close(struct llama_tape *t) {
     free(t);
 }
 
-const float *llama_final(const struct llama_tape *t) {
-    return t->xf;
+const float *llama_stream(const struct llama_tape *t) {
+    return t->last;
 }
 
 const float *llama_input(const struct llama_tape *t, const struct llama *m, int32_t i) {
@@ -201,10 +201,11 @@ void llama_forward(const struct llama *m, const struct llama_batch *b, struct ll
     m->t->ops->embed(m->t, &t->batch, &embed, t->layer[0].h);
     for (int32_t l = 0; l < s->n_layers; l++)
         layer_forward(m, t, l);
+    if (!logits)
+        return;
     m->t->ops->norm(m->t, b->n_rows, s->dim, s->norm_eps, t->last,
                     m->norm + (size_t)(2 * s->n_layers) * (size_t)s->dim, t->xf, t->inv);
-    if (logits)
-        product(m, llama_head(m), b->n_rows, t->xf, logits, false);
+    product(m, llama_head(m), b->n_rows, t->xf, logits, false);
 }
 
 struct pass {
@@ -272,13 +273,16 @@ static void head_back(const struct pass *p, const float *dlogits) {
         p->sink.matrix(p->sink.arg, learns, dhead);
 }
 
-void llama_backward(const struct llama *m, struct llama_tape *t, const float *dlogits, float *dnorm,
-                    struct llama_sink sink) {
+void llama_backward(const struct llama *m, struct llama_tape *t, const float *dlogits,
+                    const float *dstream, float *dnorm, struct llama_sink sink) {
     const struct model_shape *s = &m->config.shape;
     struct pass p = {m, m->t, m->t->ops, t, t->batch.n_rows, sink};
     size_t dim = (size_t)s->dim, last = (size_t)(2 * s->n_layers) * dim;
     head_back(&p, dlogits);
-    p.op->zero(p.train, t->dh, (size_t)p.rows * dim * sizeof(float));
+    if (dstream)
+        p.op->copy(p.train, t->dh, dstream, (size_t)p.rows * dim * sizeof(float));
+    else
+        p.op->zero(p.train, t->dh, (size_t)p.rows * dim * sizeof(float));
     p.op->norm_back(p.train, p.rows, s->dim, t->last, m->norm + last, t->inv, t->dx, t->dh,
                     dnorm + last);
     for (int32_t l = s->n_layers - 1; l >= 0; l--)

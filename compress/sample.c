@@ -25,8 +25,8 @@ struct wave {
     float *cache_k, *cache_v; /* device [L, cap_seqs, cap_length, K * E] */
     float *h, *x, *inv, *q, *k, *v, *ctx, *gate, *up, *act; /* device [WAVE, .] */
     float *logits;                                          /* device [WAVE, V] */
-    void *final;      /* device [WAVE, D] as lessons keep it */
-    char *host_final; /* the same on the host */
+    void *stream;      /* device [WAVE, D] as lessons keep it */
+    char *host_stream; /* the same on the host */
     float *block, *cache;
 };
 
@@ -48,7 +48,7 @@ static size_t carve(struct wave *w, float *block) {
     w->gate = piece(block, &at, WAVE * ffn), w->up = piece(block, &at, WAVE * ffn);
     w->act = piece(block, &at, WAVE * ffn);
     w->logits = piece(block, &at, WAVE * (size_t)s->vocab);
-    w->final = piece(block, &at, WAVE * dim);
+    w->stream = piece(block, &at, WAVE * dim);
     w->dev_u = piece(block, &at, WAVE);
     w->ints = (int32_t *)(void *)piece(block, &at, 4 * (size_t)WAVE);
     return at;
@@ -67,8 +67,8 @@ static err_t wave_open(struct wave *w, const struct llama *m, int32_t cap_length
                      (size_t)(s->n_kv_heads * s->head_dim) * sizeof(float);
     double fit = cache_share * (double)t->ops->memory_free(t) / (2 * (double)per_seq);
     w->cap_seqs = fit >= WAVE ? WAVE : fit < 1 ? 1 : (int32_t)fit;
-    w->host_final = malloc(WAVE * (size_t)s->dim * t->ops->weight_bytes);
-    e = w->host_final ? 0 : E_NOMEM;
+    w->host_stream = malloc(WAVE * (size_t)s->dim * t->ops->weight_bytes);
+    e = w->host_stream ? 0 : E_NOMEM;
     e = e ? e : t->ops->take(t, 2 * (size_t)w->cap_seqs * per_seq, (void **)&w->cache);
     w->cache_k = w->cache;
     w->cache_v = w->cache + (size_t)w->cap_seqs * per_seq / sizeof(float);
@@ -80,7 +80,7 @@ static void wave_close(struct wave *w) {
         return;
     w->t->ops->give(w->t, w->block);
     w->t->ops->give(w->t, w->cache);
-    free(w->host_final);
+    free(w->host_stream);
 }
 
 static void product(const struct wave *w, int32_t i, const float *x, float *y, bool add) {
@@ -112,7 +112,7 @@ static void layer(struct wave *w, int32_t l) {
     product(w, llama_part(l, PART_DOWN), w->act, w->h, true);
 }
 
-/* One id per row, at the row's position; leaves what each row draws, and its final row if kept. */
+/* One id per row, at the row's position; leaves what each row draws, and its stream if kept. */
 static void wave_step(struct wave *w, const int32_t *id, float temperature, bool keep) {
     const struct llama *m = w->m;
     const struct model_shape *s = &m->config.shape;
@@ -127,16 +127,16 @@ static void wave_step(struct wave *w, const int32_t *id, float temperature, bool
     op->embed(w->t, &w->batch, &embed, w->h);
     for (int32_t l = 0; l < s->n_layers; l++)
         layer(w, l);
+    if (keep) {
+        struct train_weights stream = {w->stream, w->n_rows, s->dim};
+        op->store(w->t, w->h, &stream);
+        op->get(w->t, w->host_stream, w->stream,
+                (size_t)w->n_rows * (size_t)s->dim * op->weight_bytes);
+    }
     op->norm(w->t, w->n_rows, s->dim, s->norm_eps, w->h,
              m->norm + (size_t)(2 * s->n_layers) * (size_t)s->dim, w->x, w->inv);
     product(w, llama_head(m), w->x, w->logits, false);
     op->draw(w->t, w->n_rows, s->vocab, w->logits, temperature, w->dev_u, w->ints + 3 * WAVE);
-    if (keep) {
-        struct train_weights final = {w->final, w->n_rows, s->dim};
-        op->store(w->t, w->x, &final);
-        op->get(w->t, w->host_final, w->final,
-                (size_t)w->n_rows * (size_t)s->dim * op->weight_bytes);
-    }
     op->get(w->t, w->drawn, w->ints + 3 * WAVE, ints);
 }
 
@@ -162,7 +162,7 @@ static bool stops(const struct sample_options *o, int32_t id) {
 /* A sequence as it grows. */
 struct text {
     int32_t *id, n;
-    char *final; /* [max length, row_bytes], or NULL */
+    char *stream; /* [max length, row_bytes], or NULL */
 };
 
 /* Everything of one call. */
@@ -187,8 +187,8 @@ static err_t fill(struct run *r) {
         struct text *t = &r->text[number];
         size_t cap = (size_t)(r->max_length[number] > 1 ? r->max_length[number] : 1);
         t->id = malloc(cap * sizeof(int32_t));
-        t->final = r->row_bytes ? malloc(cap * r->row_bytes) : NULL;
-        if (!t->id || (r->row_bytes && !t->final))
+        t->stream = r->row_bytes ? malloc(cap * r->row_bytes) : NULL;
+        if (!t->id || (r->row_bytes && !t->stream))
             return E_NOMEM;
         t->id[0] = r->prompts->id[r->prompts->start[number]];
         t->n = 1;
@@ -203,9 +203,9 @@ static bool extend(struct run *r, int32_t row) {
     struct wave *w = &r->w;
     int32_t number = w->number[row];
     struct text *t = &r->text[number];
-    if (t->final)
-        memcpy(t->final + (size_t)w->position[row] * r->row_bytes,
-               w->host_final + (size_t)row * r->row_bytes, r->row_bytes);
+    if (t->stream)
+        memcpy(t->stream + (size_t)w->position[row] * r->row_bytes,
+               w->host_stream + (size_t)row * r->row_bytes, r->row_bytes);
     int32_t at = ++w->position[row];
     bool forced = at < corpus_length(r->prompts, number);
     if (at >= r->max_length[number])
@@ -227,8 +227,8 @@ static err_t advance(struct run *r) {
     for (int32_t i = 0; i < before; i++) {
         if (!extend(r, i)) {
             struct text *t = &r->text[w->number[i]];
-            char *less = t->final ? realloc(t->final, (size_t)t->n * r->row_bytes) : NULL;
-            t->final = less ? less : t->final;
+            char *less = t->stream ? realloc(t->stream, (size_t)t->n * r->row_bytes) : NULL;
+            t->stream = less ? less : t->stream;
             r->taken[w->slot[i]] = false;
             continue;
         }
@@ -257,8 +257,8 @@ err_t sample_continue(const struct llama *m, const struct corpus *prompts,
         e = advance(&r);
     e = e ? e : m->t->ops->settle(m->t, why);
     for (int32_t i = 0; r.text && i < prompts->n_seqs; i++) {
-        e = e ? e : lesson_add(out, r.text[i].id, r.text[i].n, r.text[i].final);
-        free(r.text[i].id), free(r.text[i].final);
+        e = e ? e : lesson_add(out, r.text[i].id, r.text[i].n, r.text[i].stream);
+        free(r.text[i].id), free(r.text[i].stream);
     }
     free(r.text);
     wave_close(&r.w);

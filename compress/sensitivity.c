@@ -82,7 +82,8 @@ static err_t find_gradients(struct measuring *m, const struct corpus *own, int32
         llama_forward(m->teacher, &b, tape, y);
         put_targets(m, &b, y, target);
         t->ops->distil(t, b.n_rows, shape->vocab, y, target, NULL, 1, 0, 1, y, &sum);
-        llama_backward(m->teacher, tape, y, dnorm, (struct llama_sink){add_gradient, NULL, m});
+        llama_backward(m->teacher, tape, y, NULL, dnorm,
+                       (struct llama_sink){add_gradient, NULL, m});
         m->n_tokens += b.n_rows - b.n_seqs;
         if (p)
             progress_show(p, (uint64_t)i + 1, (uint64_t)batches);

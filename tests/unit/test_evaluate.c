@@ -127,8 +127,8 @@ TEST(sample_decodes_what_the_whole_forward_pass_predicts) {
     for (int32_t s = 0; s < 2; s++)
         for (size_t i = said.start[s]; i + 1 < said.start[s + 1]; i++)
             for (size_t e = 0; e < read.row_bytes / sizeof(float); e++)
-                CHECK_NEAR((double)((float *)(void *)(kept.final + i * read.row_bytes))[e],
-                           (double)((float *)(void *)(read.final + i * read.row_bytes))[e], 1e-4,
+                CHECK_NEAR((double)((float *)(void *)(kept.stream + i * read.row_bytes))[e],
+                           (double)((float *)(void *)(read.stream + i * read.row_bytes))[e], 1e-4,
                            1e-4);
     llama_tape_close(tape);
     free(logits);

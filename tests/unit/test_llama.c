@@ -16,6 +16,7 @@ struct setup {
     struct llama_tape *tape;
     struct llama_batch b;
     float logits[ROWS * VOCAB], teacher[ROWS * VOCAB], dnorm[NORMS * DIM];
+    float pull[ROWS * DIM];            /* of the stream, in the loss */
     float *grad[LAYERS * N_PARTS + 2]; /* per matrix */
 };
 
@@ -47,6 +48,8 @@ static void open_setup(struct setup *s, bool tied, int32_t window) {
     CHECK_OK(llama_tape_open(&s->tape, &s->m, ROWS, true, &why), why);
     for (int i = 0; i < ROWS * VOCAB; i++)
         s->teacher[i] = test_gauss(&seed);
+    for (int i = 0; i < ROWS * DIM; i++)
+        s->pull[i] = 0.01f * test_gauss(&seed);
 }
 
 static void close_setup(struct setup *s) {
@@ -69,7 +72,10 @@ static double loss_of(struct setup *s) {
     struct train_loss sum = {0};
     llama_forward(&s->m, &s->b, s->tape, s->logits);
     s->t->ops->distil(s->t, ROWS, VOCAB, s->logits, s->teacher, NULL, 1, 0.7f, 1, NULL, &sum);
-    return sum.kl + (double)0.7f * sum.mse;
+    double pulled = 0;
+    for (int i = 0; i < ROWS * DIM; i++)
+        pulled += (double)s->pull[i] * (double)llama_stream(s->tape)[i];
+    return sum.kl + (double)0.7f * sum.mse + pulled;
 }
 
 /* The slope of the loss along a random direction in x [n], by central differences and by grad. */
@@ -103,7 +109,7 @@ static void check_gradients(bool tied, int32_t window) {
     struct train_loss sum = {0};
     llama_forward(&s.m, &s.b, s.tape, s.logits);
     s.t->ops->distil(s.t, ROWS, VOCAB, s.logits, s.teacher, NULL, 1, 0.7f, 1, s.logits, &sum);
-    llama_backward(&s.m, s.tape, s.logits, s.dnorm, (struct llama_sink){keep, NULL, &s});
+    llama_backward(&s.m, s.tape, s.logits, s.pull, s.dnorm, (struct llama_sink){keep, NULL, &s});
     unsigned seed = 5;
     for (int32_t i = 0; i < s.m.n_matrices; i++) {
         if (tied && i == llama_head(&s.m)) {
