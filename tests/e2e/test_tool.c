@@ -445,6 +445,31 @@ TEST(tool_finds_the_bits_that_keep_a_share_of_the_fine_tune) {
              64);
 }
 
+TEST(tool_measures_a_base_that_lacks_the_fine_tune_s_tokens) {
+    for (int tied = 0; tied < 2; tied++)
+        for (int vocab = 48; vocab <= 51; vocab += 3) {
+            float amount = 0.04f;
+            places();
+            make_model(base, (struct make_model){
+                                 .scale = 0.2f, .tied = tied, .vocab = 48, .dtype = ST_F32});
+            make_model(fine, (struct make_model){.scale = 0.2f,
+                                                 .tied = tied,
+                                                 .vocab = vocab,
+                                                 .change = tune,
+                                                 .arg = &amount,
+                                                 .dtype = ST_F32});
+            TOOL_OK("compress --steps 1 --bits 3 --base %s --finetuned %s -o %s", base, fine, out);
+            json_t *quality = inspected("quality");
+            const json_t *nothing = json_object_get(quality, "base"),
+                         *fitted = json_object_get(quality, "fitted");
+            double base_kl = json_number_value(json_object_get(nothing, "kl")),
+                   kl = json_number_value(json_object_get(fitted, "kl"));
+            CHECK(base_kl > 0.1 && base_kl < 10);
+            CHECK(kl > 0 && kl < base_kl / 2);
+            json_decref(quality);
+        }
+}
+
 TEST(tool_refuses_a_tenant_that_keeps_less_than_half_of_its_fine_tune) {
     make_pair(0.18f);
     CHECK_EQ(run_tool("compress --steps 1 --base %s --finetuned %s -o %s", base, fine, out), 65);
