@@ -16,21 +16,25 @@ static const struct option *find(const struct option *table, const char *name, s
     return NULL;
 }
 
-static bool takes_many(const struct option *o) {
-    size_t n = o->value ? strlen(o->value) : 0;
-    return n > 3 && strcmp(o->value + n - 3, "...") == 0;
+static bool takes_many(const char *value) {
+    size_t n = value ? strlen(value) : 0;
+    return n > 3 && strcmp(value + n - 3, "...") == 0;
+}
+
+static err_t add_many(struct args *a, const char *name, const char *word, struct why *why) {
+    if (a->n_many == MAX_MANY)
+        return why_set(why, E_USAGE, "%s takes at most %d", name, MAX_MANY);
+    a->many[a->n_many++] = word;
+    return E_OK;
 }
 
 /* The words of an option of many, `first` and those behind it up to the next option. */
 static err_t take_words(struct args *a, const struct option *o, const char *first, int argc,
                         char **argv, int *i, struct why *why) {
-    for (const char *word = first; word;) {
-        if (a->n_many == MAX_MANY)
-            return why_set(why, E_USAGE, "%s takes at most %d", o->name, MAX_MANY);
-        a->many[a->n_many++] = word;
-        word = *i + 1 < argc && argv[*i + 1][0] != '-' ? argv[++*i] : NULL;
-    }
-    return E_OK;
+    err_t e = add_many(a, o->name, first, why);
+    while (!e && *i + 1 < argc && argv[*i + 1][0] != '-')
+        e = add_many(a, o->name, argv[++*i], why);
+    return e;
 }
 
 /* One option at argv[*i], with its value in the same word (--x=v) or in the next. */
@@ -43,7 +47,7 @@ static err_t parse_option(struct args *a, const struct command *c, int argc, cha
     if (!o)
         return why_set(why, E_USAGE, "%s has no option %.64s", c->name, word);
     const char **to = &a->value[o - c->option];
-    if (*to && !takes_many(o))
+    if (*to && !takes_many(o->value))
         return why_set(why, E_USAGE, "%s is given twice", o->name);
     if (!o->value) {
         if (equals)
@@ -54,7 +58,7 @@ static err_t parse_option(struct args *a, const struct command *c, int argc, cha
     *to = equals ? equals + 1 : *i + 1 < argc ? argv[++*i] : NULL;
     if (!*to || !**to)
         return why_set(why, E_USAGE, "%s needs a value: %s", o->name, o->value);
-    return takes_many(o) ? take_words(a, o, *to, argc, argv, i, why) : E_OK;
+    return takes_many(o->value) ? take_words(a, o, *to, argc, argv, i, why) : E_OK;
 }
 
 err_t args_parse(struct args *a, const struct command *c, int argc, char **argv, struct why *why) {
@@ -67,6 +71,11 @@ err_t args_parse(struct args *a, const struct command *c, int argc, char **argv,
             options_end = true;
         } else if (!options_end && argv[i][0] == '-' && argv[i][1]) {
             err_t e = parse_option(a, c, argc, argv, &i, why);
+            if (e)
+                return e;
+        } else if (takes_many(c->operand)) {
+            a->operand[0] = n_operands++ ? a->operand[0] : argv[i];
+            err_t e = add_many(a, c->name, argv[i], why);
             if (e)
                 return e;
         } else if (n_operands == wanted) {

@@ -23,13 +23,13 @@ struct args {
     const struct option *option;    /* the command's table */
     const char *value[MAX_OPTIONS]; /* NULL: not given; "" for a given switch */
     const char *operand[MAX_OPERANDS];
-    const char *many[MAX_MANY]; /* [n_many] of the command's one option that takes several */
+    const char *many[MAX_MANY]; /* [n_many] of the command's one option, or operand, of several */
     int32_t n_many;
 };
 
 struct command {
     const char *name, *summary;
-    const char *operand; /* "FILE"; NULL: the command takes none */
+    const char *operand; /* "FILE", "FILE..." for one or more; NULL: the command takes none */
     bool operand_is_optional;
     const char *about; /* paragraphs of help */
     const char *examples;

@@ -176,7 +176,7 @@ static void zsh_arguments(FILE *f, const struct manual_command *c) {
             zsh_option(f, &c->option[i]);
     fputs(" \\\n        '--help[say what there is]'", f);
     if (c->operand) {
-        fprintf(f, " \\\n        '1:%s:", c->operand);
+        fprintf(f, " \\\n        '%s:%s:", strstr(c->operand, "...") ? "*" : "1", c->operand);
         zsh_action(f, c->operand_kind, "");
         fputc('\'', f);
     }

@@ -328,6 +328,16 @@ TEST(tool_verify_names_the_damaged_tensor_and_the_wrong_base) {
               "model.layers.1.mlp.gate_proj.plane0.bits is damaged");
     json_decref(j);
     CHECK_EQ(run_tool("inspect %s", out), 65);
+    char good[300];
+    snprintf(good, sizeof good, "%s/good.bitdelta", test_tmp());
+    TOOL_OK("compress --instant --base %s --finetuned %s -o %s", base, fine, good);
+    TOOL_OK("verify --base %s %s %s", base, good, good);
+    CHECK_EQ(run_tool("verify --json --base %s %s %s /nowhere", base, out, good), 1);
+    CHECK_HAS(tool_output, "/nowhere: cannot open");
+    j = json_loads(strchr(tool_output, '['), JSON_DISABLE_EOF_CHECK, NULL);
+    CHECK_EQ(json_array_size(j), 3);
+    CHECK(json_is_true(json_object_get(json_array_get(j, 1), "ok")));
+    json_decref(j);
 }
 
 TEST(tool_prints_json_that_parses) {
