@@ -46,7 +46,7 @@ static err_t parse_instant(struct diff_options *o, const struct args *a, double 
                    &o->embed_planes, why);
 }
 
-/* A share to keep makes --bits the most that it may take. */
+/* A share to reach makes --bits the most that it may take. */
 static err_t parse_quality(struct wanted *w, const struct args *a, struct why *why) {
     w->first_bits = default_bits;
     err_t e = arg_double(a, "--quality", 0.01, 0.9999, 0, &w->quality, why);
@@ -261,11 +261,11 @@ const struct command command_compress = {
         "fitted, so that the tenant predicts what the fine-tune predicts, on text that the\n"
         "fine-tune and the base write for it; no data is needed, and --calibration FILE takes the\n"
         "place of the base's text. The quality reached on other such text is printed and kept in\n"
-        "the file: how near the predictions are to the fine-tune's, and the share of what\n"
-        "fine-tuning changed that is kept. A tenant that keeps less than half is refused, with\n"
-        "the bits that it would take; --quality 0.99 finds the fewest that keep 99 %. Fitting\n"
-        "takes minutes for models of some million weights and six times the models' FP32 size in\n"
-        "memory; --instant takes neither, and keeps the signs and mean scales per row.\n\n"
+        "the file: how near the predictions are to the fine-tune's, and how much of the way from\n"
+        "the base to the fine-tune that is. A tenant that goes less than a quarter of it is\n"
+        "refused, with the bits that it would take; --quality 0.95 finds the fewest that go 95 %.\n"
+        "Fitting takes minutes for models of some million weights and six times the models' FP32\n"
+        "size in memory; --instant takes neither, and keeps the signs and mean scales per row.\n\n"
         "The embedding and lm_head are left out where equal to the base; rows beyond the base's\n"
         "vocabulary, and few changed rows, are kept exactly; otherwise they become planes.\n"
         "Norms, config, added tokens, chat template and generation defaults are the\n"
@@ -279,7 +279,7 @@ const struct command command_compress = {
                {"--bits", "B", false,
                 "bits per weight of the linears on average, 1 to 8 (default 1.14)"},
                {"--quality", "Q", false,
-                "share of the fine-tune to keep, as 0.99, in the fewest bits; --bits: at most"},
+                "share of the way to the fine-tune, as 0.95, in the fewest bits; --bits: at most"},
                {"--instant", NULL, false,
                 "from the weights alone: seconds, less like the fine-tune"},
                {"--calibration", "FILE", false,
@@ -298,7 +298,7 @@ const struct command command_compress = {
                {"--json", NULL, false, "print the report as JSON"}},
     .examples =
         "  bitdelta compress --base llama-7b --finetuned my-chat-7b -o chat.bitdelta\n"
-        "  bitdelta compress --quality 0.99 --base llama-7b --finetuned my-sql-7b -o sql.bitdelta\n"
+        "  bitdelta compress --quality 0.95 --base llama-7b --finetuned my-sql-7b -o sql.bitdelta\n"
         "  bitdelta compress --instant --base llama-7b --finetuned my-math-7b --bits 2 -o "
         "math.bitdelta\n",
     .run = run,

@@ -66,7 +66,7 @@ double report_kept(const json_t *quality) {
            base = number(json_object_get(quality, "base"), "kl");
     if (!isfinite(tenant) || !isfinite(base))
         return NAN;
-    return base > 0 ? 1 - tenant / base : tenant > 0 ? 0 : 1;
+    return base > 0 ? fmax(1 - sqrt(fmax(tenant, 0) / base), 0) : tenant > 0 ? 0 : 1;
 }
 
 void report_quality(const json_t *quality) {
@@ -92,8 +92,9 @@ void report_quality(const json_t *quality) {
     if (any)
         printf("  %-15s %9d %7d %% %10d %11.4f\n", "fine-tune", 0, 100, 0, fine);
     if (isfinite(kept))
-        printf("  kept: %.2f %% of what fine-tuning changed (1 - KL / KL of the base)\n",
-               100 * kept);
+        printf(
+            "  %.2f %% of the way from the base to the fine-tune (1 - sqrt(KL / KL of the base))\n",
+            100 * kept);
 }
 
 static json_t *row_json(const struct report_row *r) {

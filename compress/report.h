@@ -25,8 +25,9 @@ void report_kind(struct report_row *r, const char *kind);
 void report_print(const struct report *r, double file_bytes);
 /* What a tenant's "quality" says, as a table; nothing when it says nothing that is known. */
 void report_quality(const json_t *quality);
-/* The share of what fine-tuning changed that a tenant keeps, 1 at best: one less its KL divergence
- * from the fine-tune's predictions over the base's. NAN: not measured. */
+/* How much of the way from the base to the fine-tune a tenant goes, 0 .. 1: one less the root of
+ * its KL divergence from the fine-tune's predictions over the base's. (KL grows with the square of
+ * a distance.) NAN: not measured. */
 double report_kept(const json_t *quality);
 json_t *report_json(const struct report *r, double file_bytes); /* given to the caller */
 

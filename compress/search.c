@@ -2,14 +2,14 @@
 
 #include <math.h>
 
-/* Of the logarithm of the loss per bit, before two looks tell: the demo's fine-tunes lose 5 to 17
+/* Of the logarithm of the loss per bit, before two looks tell: the demo's fine-tunes lose 2 to 4
  * times less with a second bit, and less so with every further one. */
-static const double usual_slope = 2;
-static const double least_slope = 0.3;
+static const double usual_slope = 1.1;
+static const double least_slope = 0.15;
 /* Nobody minds a tenth of a bit, and a fit is minutes. */
 static const double fine_enough = 0.1;
 /* A share is measured to about this. */
-static const double noise = 1e-5;
+static const double noise = 1e-4;
 
 static double log_loss(double kept) {
     return log(1 - kept > noise ? 1 - kept : noise);

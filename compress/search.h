@@ -1,4 +1,4 @@
-/* Looking for the smallest budget that keeps a wanted share of a fine-tune, when every look is a
+/* Looking for the smallest budget that reaches a wanted share of a fine-tune, when every look is a
  * fit. What is lost falls about by the same factor with every bit, so the next look is where the
  * logarithm of the loss says. Pure arithmetic. */
 #ifndef COMPRESS_SEARCH_H

@@ -5,10 +5,9 @@
 
 #include "compress/search.h"
 
-/* What keeps less than half of what fine-tuning changed answers like neither model. */
-static const double least_kept = 0.5;
-/* And this is what one would rather have. */
-static const double good_kept = 0.95;
+/* What goes less than this of the way to its fine-tune answers like neither model and is refused;
+ * less than the next is worth a word; the last is what one would rather have. */
+static const double least_kept = 0.25, fair_kept = 0.75, good_kept = 0.9;
 
 void made_free(struct made *m) {
     tenant_writer_abort(m->w);
@@ -39,39 +38,44 @@ static err_t attempt(const struct job_base *base, const struct checkpoint *fine,
     return e;
 }
 
-static err_t refuse(const char *fine, const struct search *s, bool asked, struct why *why) {
+/* What it is and what it would take: "..., not the 95 % asked for; about 2.3 bits would go 95 %".
+ */
+static void explain(const char *fine, const struct search *s, const char *verdict, char *out,
+                    size_t n) {
     int32_t best = 0;
     for (int32_t i = 1; i < s->n; i++)
         best = s->bits[i] > s->bits[best] ? i : best;
     double bits = search_estimate(s, s->target);
-    char would[96], asked_for[96];
+    char would[96];
     if (bits > MAX_PLANES)
         snprintf(would, sizeof would, "more than %d bits would be needed", MAX_PLANES);
     else
-        snprintf(would, sizeof would, "about %.1f bits would keep %.4g %% (--bits %.1f)", bits,
+        snprintf(would, sizeof would, "about %.1f bits would go %.4g %% (--bits %.1f)", bits,
                  100 * s->target, bits);
-    if (asked)
-        snprintf(asked_for, sizeof asked_for, "not the %.4g %% asked for", 100 * s->target);
-    else
-        snprintf(asked_for, sizeof asked_for, "less than half (--quality %.2g to take that)",
-                 fmax(floor(s->kept[best] * 10) / 10, 0.01));
-    return why_set(why, E_INVAL,
-                   "%s changed too much for %.3g bits a weight: they keep %.1f %% of what "
-                   "fine-tuning changed, %s; %s",
-                   fine, s->bits[best], 100 * s->kept[best], asked_for, would);
+    snprintf(out, n,
+             "%s changed too much for %.3g bits a weight: they go %.1f %% of the way from the base "
+             "to it%s; %s",
+             fine, s->bits[best], 100 * s->kept[best], verdict, would);
 }
 
-/* A tenant of the bits that were asked for, which must keep the half at least. */
+/* A tenant of the bits that were asked for. */
 static err_t make_once(const struct job_base *base, const struct checkpoint *fine,
                        const struct wanted *o, const char *path, const json_t *about,
                        struct made *out, struct why *why) {
+    char text[400];
     err_t e = attempt(base, fine, o, o->fitted.bits, path, about, out, why);
     double kept = report_kept(out->quality);
-    if (e || o->fitted.published || !isfinite(kept) || kept >= least_kept)
+    if (e || o->fitted.published || !isfinite(kept) || kept >= fair_kept)
         return e;
     struct search s = {.target = good_kept, .least = 1, .most = o->fitted.bits};
     search_add(&s, o->fitted.bits, kept);
-    return refuse(fine->dir, &s, false, why);
+    bool bad = kept < least_kept;
+    explain(job_name_of(fine->dir), &s, bad ? ", which is nowhere (--quality 0.01 to take it)" : "",
+            text, sizeof text);
+    if (bad)
+        return why_set(why, E_INVAL, "%s", text);
+    fprintf(stderr, "Note: %s.\n", text);
+    return E_OK;
 }
 
 err_t wanted_make(const struct job_base *base, const struct checkpoint *fine,
@@ -90,8 +94,9 @@ err_t wanted_make(const struct job_base *base, const struct checkpoint *fine,
         if (!e && !isfinite(kept))
             e = why_set(why, E_INTERNAL, "the fit measured no quality");
         if (!e)
-            fprintf(stderr, "%.2f bits a weight keep %.2f %% of what fine-tuning changed.\n", bits,
-                    100 * kept);
+            fprintf(stderr,
+                    "%.2f bits a weight go %.2f %% of the way from the base to the fine-tune.\n",
+                    bits, 100 * kept);
         if (!e && search_add(&s, bits, kept)) {
             made_free(out);
             *out = now;
@@ -99,5 +104,10 @@ err_t wanted_make(const struct job_base *base, const struct checkpoint *fine,
             made_free(&now);
         }
     }
-    return e || out->w ? e : refuse(fine->dir, &s, true, why);
+    if (e || out->w)
+        return e;
+    char verdict[64], text[400];
+    snprintf(verdict, sizeof verdict, ", not the %.4g %% asked for", 100 * o->quality);
+    explain(job_name_of(fine->dir), &s, verdict, text, sizeof text);
+    return why_set(why, E_INVAL, "%s", text);
 }

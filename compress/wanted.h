@@ -1,12 +1,13 @@
-/* Fits until the tenant is what was asked for: of a given size, or of the smallest that keeps a
- * given share of what fine-tuning changed. Owner and caller: the tool's main thread. */
+/* Fits until the tenant is what was asked for: of a given size, or of the smallest that goes a
+ * given share of the way from the base to the fine-tune. Owner and caller: the tool's main thread.
+ */
 #ifndef COMPRESS_WANTED_H
 #define COMPRESS_WANTED_H
 
 #include "compress/fitted.h"
 
 struct wanted {
-    double quality;    /* share to keep, as report_kept has it; 0: whatever fitted.bits gives */
+    double quality;    /* share of the way, as report_kept has it; 0: whatever fitted.bits gives */
     double first_bits; /* where the search for it begins; fitted.bits: the most it may take */
     bool own_vocab; /* embedding and lm_head have fitted.vocab_planes; else as many as the bits */
     struct fitted_options fitted;
@@ -20,8 +21,9 @@ struct made {
 };
 
 /* path: of the file to come; about: what every attempt's `made` begins with. Refused with E_INVAL
- * and the bits that it would take: a share that the bits cannot keep, and, where none was asked
- * for, a tenant that keeps less than half. Free out in any case. */
+ * and the bits that it would take: a share that the bits do not reach, and, where none was asked
+ * for, a tenant that goes less than a quarter of the way (one that goes less than three has a note
+ * on stderr). Free out in any case. */
 err_t wanted_make(const struct job_base *base, const struct checkpoint *fine,
                   const struct wanted *o, const char *path, const json_t *about, struct made *out,
                   struct why *why);
