@@ -105,7 +105,7 @@ $(O)/bench-engine: $(call obj,$(LIB) $(call src,tests/bench/gpu) compress/tenant
 	@$(if $(V),:,echo '  link $@')
 	$(Q)$(CXX) $(LDFLAGS) -o $@ $(filter %.o,$^) $(LDLIBS)
 $(O)/libbitdelta_cuda.so: $(CUDA_OBJ) kernels/cuda/exports.map
-$(O)/libbitdelta_train.so: $(call obj,$(wildcard kernels/cuda_train/*.cu) config/err.c) kernels/cuda_train/exports.map
+$(O)/libbitdelta_train.so: $(call obj,$(wildcard kernels/cuda_train/*.cu) kernels/cpu/pool.c config/err.c) kernels/cuda_train/exports.map
 $(O)/libbitdelta_%.so:
 	@$(if $(V),:,echo '  link $@')
 	$(Q)$(NVCC) -shared $(GENCODE) -cudart static -o $@ $(filter %.o,$^) -Xlinker -z,defs,--as-needed,--version-script=$(filter %.map,$^) -lcublas

@@ -8,6 +8,10 @@
 
 #include "config/err.h"
 
+#ifdef __cplusplus
+extern "C" {
+#endif
+
 enum { POOL_MAX_ITEMS = 1 << 22 };
 
 struct pool;
@@ -23,5 +27,9 @@ int32_t pool_threads(const struct pool *p);
 
 /* Runs fn for items 0 .. n_items - 1 and returns when all are done. One caller thread. */
 void pool_run(struct pool *p, pool_fn fn, void *arg, int32_t n_items);
+
+#ifdef __cplusplus
+}
+#endif
 
 #endif

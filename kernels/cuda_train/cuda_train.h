@@ -8,7 +8,6 @@
 #define KERNELS_CUDA_TRAIN_H
 
 #include <cublas_v2.h>
-#include <cuda_bf16.h>
 #include <cuda_fp16.h>
 #include <cuda_runtime.h>
 
@@ -54,6 +53,7 @@ struct cuda_train {
     struct window window[WINDOWS];
     char *pinned; /* of all windows */
     int32_t next_window;
+    struct pool *pool; /* that fills and empties windows */
     void *scratch[N_SCRATCH];
     size_t scratch_bytes[N_SCRATCH];
     struct product_scales *scales; /* device */

@@ -1,7 +1,7 @@
 /* Adam, and a step of a sign plane. With g the gradient of the weights, r = e^row, c = e^col, s the
  * signs:  d row_n = r_n sum_k g s c,  d col_k = c_k sum_n g s r,  and the hidden reals move against
- * h = g r c. One pass over g makes the sums of both, and of h^2 for the optimiser; a second, which
- * needs those, moves the reals. Both are bound by memory. */
+ * h = g r c. One pass over g makes the sums of both, and of h^2; a second, which needs those, moves
+ * the reals. Both are bound by memory. */
 #include <cmath>
 
 #include "kernels/cuda_train/cuda_train.h"
@@ -18,6 +18,7 @@ struct adam {
 static const float BETA1 = 0.9f, BETA2 = 0.99f;
 /* Far below the gradients of any number that matters, so that rounding noise is not blown up. */
 #define LEAST_GRADIENT 1e-12f
+#define LEAST_SQUARE 1e-24f
 
 static struct adam adam_at(struct train_adam a) {
     return {a.rate, 1 / (1 - powf(BETA1, (float)a.t)), 1 / (1 - powf(BETA2, (float)a.t))};
@@ -95,36 +96,38 @@ struct move_args {
     struct adam bits;
 };
 
+/* A side's share of a step: its scale over the root of its mean square. */
+static __device__ __forceinline__ float side_step(float scale, float square) {
+    return square > LEAST_SQUARE ? scale / sqrtf(square) : 0;
+}
+
 template <int VEC> __global__ void __launch_bounds__(THREADS) move_kernel(struct move_args a) {
     int32_t k = ((int32_t)blockIdx.x * THREADS + (int32_t)threadIdx.x) * VEC;
+    int32_t first = (int32_t)blockIdx.y * MOVE_ROWS;
     if (k >= a.k)
         return;
-    float col[VEC], root[VEC], mean = *a.s.mean;
-    for (int i = 0; i < VEC; i++) {
-        col[i] = a.col ? expf(a.col[k + i]) : 1.0f;
-        root[i] = mean > 0 ? sqrtf(a.s.col[k + i] / mean * a.bits.fix2) : 0;
-    }
-#pragma unroll 4
+    float col[VEC], grad[MOVE_ROWS][VEC], rate = a.bits.rate * sqrtf(*a.s.mean / a.bits.fix2);
+    uint16_t x[MOVE_ROWS][VEC];
+#pragma unroll
+    for (int r = 0; r < MOVE_ROWS; r++)
+        if (first + r < a.n) {
+            size_t at = (size_t)(first + r) * (size_t)a.k + (size_t)k;
+            load(grad[r], a.grad + at);
+            load(x[r], a.s.x, at);
+        }
+#pragma unroll
+    for (int i = 0; i < VEC; i++)
+        col[i] = side_step(a.col ? expf(a.col[k + i]) : 1.0f, a.s.col[k + i]);
+#pragma unroll
     for (int r = 0; r < MOVE_ROWS; r++) {
-        int32_t n = (int32_t)blockIdx.y * MOVE_ROWS + r;
+        int32_t n = first + r;
         if (n >= a.n)
             return;
-        size_t at = (size_t)n * (size_t)a.k + (size_t)k;
-        float row = expf(a.row[a.one_row ? 0 : n]), row_root = sqrtf(a.s.row[n]), grad[VEC];
-        uint16_t x[VEC], m[VEC];
-        load(grad, a.grad + at);
-        load(x, a.s.x, at);
-        load(m, a.s.m, at);
+        float row = rate * side_step(expf(a.row[a.one_row ? 0 : n]), a.s.row[n]);
 #pragma unroll
-        for (int i = 0; i < VEC; i++) {
-            float mean1 = 0.9f * __bfloat162float(__ushort_as_bfloat16(m[i])) +
-                          (1 - 0.9f) * (grad[i] * row * col[i]);
-            float step = a.bits.rate * mean1 * a.bits.fix1 / (row_root * root[i] + LEAST_GRADIENT);
-            m[i] = __bfloat16_as_ushort(__float2bfloat16_rn(mean1));
-            x[i] = to_half(from_half(x[i]) - step);
-        }
-        save(a.s.x, at, x);
-        save(a.s.m, at, m);
+        for (int i = 0; i < VEC; i++)
+            x[r][i] = to_half(from_half(x[r][i]) - grad[r][i] * row * col[i]);
+        save(a.s.x, (size_t)n * (size_t)a.k + (size_t)k, x[r]);
     }
 }
 

@@ -2,8 +2,13 @@
  * next window runs beside the transfer of the last ones. What lies in the ring keeps the order of
  * the stream, so a put needs no wait and small ones (a batch's ids) cost a memcpy. */
 #include <cstring>
+#include <unistd.h>
 
+#include "kernels/cpu/pool.h"
 #include "kernels/cuda_train/cuda_train.h"
+
+/* One thread's memcpy is far slower than the bus. */
+enum { COPY_THREADS = 8, COPY_BYTES = 256 << 10 };
 
 err_t cuda_train_windows_open(struct cuda_train *c) {
     if (cudaHostAlloc((void **)&c->pinned, (size_t)WINDOWS * PINNED_BYTES, cudaHostAllocDefault) !=
@@ -14,14 +19,36 @@ err_t cuda_train_windows_open(struct cuda_train *c) {
         if (cudaEventCreateWithFlags(&c->window[i].passed, cudaEventDisableTiming) != cudaSuccess)
             return E_DEVICE;
     }
-    return E_OK;
+    int32_t cores = (int32_t)sysconf(_SC_NPROCESSORS_ONLN);
+    return pool_open(&c->pool, cores < COPY_THREADS ? cores : (int32_t)COPY_THREADS);
 }
 
 void cuda_train_windows_close(struct cuda_train *c) {
+    if (c->pool)
+        pool_close(c->pool);
     for (int i = 0; i < WINDOWS; i++)
         if (c->window[i].passed)
             cudaEventDestroy(c->window[i].passed);
     cudaFreeHost(c->pinned);
+}
+
+struct copy_job {
+    char *to;
+    const char *from;
+    size_t bytes;
+};
+static void copy_task(void *arg, int32_t item, int32_t thread) {
+    (void)thread;
+    const struct copy_job *j = (const struct copy_job *)arg;
+    size_t at = (size_t)item * COPY_BYTES, left = j->bytes - at;
+    memcpy(j->to + at, j->from + at, left < COPY_BYTES ? left : (size_t)COPY_BYTES);
+}
+static void copy_host(struct cuda_train *c, void *to, const void *from, size_t bytes) {
+    struct copy_job j = {(char *)to, (const char *)from, bytes};
+    if (bytes <= COPY_BYTES)
+        memcpy(to, from, bytes);
+    else
+        pool_run(c->pool, copy_task, &j, (int32_t)blocks_of(bytes, COPY_BYTES));
 }
 
 /* The window used longest ago, once its copy is done. */
@@ -75,7 +102,7 @@ void cuda_train_put(struct train *t, void *device, const void *host, size_t byte
     for (size_t at = 0; !c->error && at < bytes; at += PINNED_BYTES) {
         size_t n = bytes - at < PINNED_BYTES ? bytes - at : (size_t)PINNED_BYTES;
         struct window *w = take_window(c);
-        memcpy(w->at, (const char *)host + at, n);
+        copy_host(c, w->at, (const char *)host + at, n);
         cuda_train_note(
             c, cudaMemcpyAsync((char *)device + at, w->at, n, cudaMemcpyHostToDevice, c->stream),
             "put");
@@ -93,7 +120,7 @@ void cuda_train_get(struct train *t, void *host, const void *device, size_t byte
             size_t at = (i - WINDOWS) * PINNED_BYTES;
             size_t n = bytes - at < PINNED_BYTES ? bytes - at : (size_t)PINNED_BYTES;
             cuda_train_note(c, cudaEventSynchronize(w[i % WINDOWS]->passed), "get");
-            memcpy((char *)host + at, w[i % WINDOWS]->at, n);
+            copy_host(c, (char *)host + at, w[i % WINDOWS]->at, n);
         }
         if (i < windows && !c->error) {
             size_t at = i * PINNED_BYTES;

@@ -4,7 +4,6 @@
 #define KERNELS_CUDA_TRAIN_REDUCE_CUH
 
 #include <cstdint>
-#include <cuda_bf16.h>
 #include <cuda_fp16.h>
 
 template <typename T> static __device__ __forceinline__ T warp_sum(T x) {

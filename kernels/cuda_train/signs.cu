@@ -10,16 +10,17 @@
 /* A difference beyond three scales is a sure sign; the cap lets learning still turn it. */
 static const float SIGN_CAP = 3;
 
+static size_t reals_bytes(int32_t n, int32_t k) {
+    return ((size_t)n * (size_t)k * sizeof(__half) + 3) / 4 * 4;
+}
+
 size_t cuda_train_signs_bytes(const struct train *t, int32_t n, int32_t k) {
     (void)t;
-    size_t weights = (size_t)n * (size_t)k;
-    return weights * (sizeof(__half) + sizeof(__nv_bfloat16)) +
-           ((size_t)n + (size_t)k + 1) * sizeof(float);
+    return reals_bytes(n, k) + ((size_t)n + (size_t)k + 1) * sizeof(float);
 }
 
 err_t cuda_train_signs_make(struct train *t, int32_t n, int32_t k, void **signs) {
     *signs = NULL;
-    size_t weights = (size_t)n * (size_t)k;
     struct signs *s = (struct signs *)malloc(sizeof *s);
     void *block = NULL;
     err_t e = s ? cuda_train_take(t, cuda_train_signs_bytes(t, n, k), &block) : E_NOMEM;
@@ -28,8 +29,7 @@ err_t cuda_train_signs_make(struct train *t, int32_t n, int32_t k, void **signs)
         return e;
     }
     s->x = (__half *)block;
-    s->m = (__nv_bfloat16 *)(s->x + weights);
-    s->row = (float *)(s->m + weights);
+    s->row = (float *)((char *)block + reals_bytes(n, k));
     s->col = s->row + n;
     s->mean = s->col + k;
     *signs = s;
@@ -73,8 +73,7 @@ void cuda_train_signs_set(struct train *t, const struct train_plane *p, int32_t 
     set_kernel<<<(unsigned)n, THREADS, 0, c->stream>>>(k, d, p->row.x, p->row.n == 1,
                                                        p->col.n ? p->col.x : NULL, s->x);
     cuda_train_launched(c, "signs_set");
-    cuda_train_zero(t, s->m,
-                    cuda_train_signs_bytes(t, n, k) - (size_t)n * (size_t)k * sizeof *s->x);
+    cuda_train_zero(t, s->row, cuda_train_signs_bytes(t, n, k) - reals_bytes(n, k));
 }
 
 /* A warp makes a word: row blockIdx.x, 32 columns. The tiles' order is struct plane's. */

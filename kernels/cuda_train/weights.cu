@@ -5,7 +5,7 @@
 #include "kernels/cuda_train/reduce.cuh"
 #include "kernels/cuda_train/signs.cuh"
 
-enum { MERGE_ROWS = 16, RANKS = 32, MERGE_PLANES = 8 };
+enum { MERGE_ROWS = 8, RANKS = 32, MERGE_PLANES = 8 };
 
 __global__ void store_kernel(const float *x, size_t n, __half *w) {
     size_t i = (size_t)blockIdx.x * THREADS + threadIdx.x;
@@ -51,32 +51,33 @@ struct merge_args {
     float *d;
 };
 
-/* sum += planes of these rows and columns. */
+/* sum += planes of these rows and columns; all threads call. */
 template <int VEC>
 static __device__ __forceinline__ void add_planes(const struct merge_args &m, int32_t n0, int32_t k,
                                                   float (&sum)[MERGE_ROWS][VEC]) {
     __shared__ float row[MERGE_PLANES][MERGE_ROWS];
     for (int32_t i = (int32_t)threadIdx.x; i < m.n_planes * MERGE_ROWS; i += THREADS) {
         int32_t p = i / MERGE_ROWS, n = n0 + i % MERGE_ROWS;
-        if (n < m.n_delta)
-            row[p][i % MERGE_ROWS] = m.sign * expf(m.plane[p].row[m.plane[p].one_row ? 0 : n]);
+        row[p][i % MERGE_ROWS] =
+            n < m.n_delta ? m.sign * expf(m.plane[p].row[m.plane[p].one_row ? 0 : n]) : 0;
     }
     __syncthreads();
     for (int32_t p = 0; k < m.k && p < m.n_planes; p++) {
+        uint16_t x[MERGE_ROWS][VEC];
         float col[VEC];
+#pragma unroll
+        for (int r = 0; r < MERGE_ROWS; r++)
+            if (n0 + r < m.n_delta)
+                load(x[r], m.plane[p].x, (size_t)(n0 + r) * (size_t)m.k + (size_t)k);
 #pragma unroll
         for (int i = 0; i < VEC; i++)
             col[i] = m.plane[p].col ? expf(m.plane[p].col[k + i]) : 1.0f;
 #pragma unroll
-        for (int r = 0; r < MERGE_ROWS; r++) {
-            if (n0 + r >= m.n_delta)
-                continue;
-            uint16_t x[VEC];
-            load(x, m.plane[p].x, (size_t)(n0 + r) * (size_t)m.k + (size_t)k);
+        for (int r = 0; r < MERGE_ROWS; r++)
+            if (n0 + r < m.n_delta)
 #pragma unroll
-            for (int i = 0; i < VEC; i++)
-                sum[r][i] += (sign_is_minus(x[i]) ? -row[p][r] : row[p][r]) * col[i];
-        }
+                for (int i = 0; i < VEC; i++)
+                    sum[r][i] += (sign_is_minus(x[r][i]) ? -row[p][r] : row[p][r]) * col[i];
     }
 }
 
