@@ -183,6 +183,14 @@ static double mean(double sum, int64_t n) {
     return n > 0 ? sum / (double)n : NAN;
 }
 
+/* How much of the way from base to fine-tune; NAN: one of the two is not at hand. */
+static double way_of(const struct eval *v, const struct score *s) {
+    const struct train_loss *l = &s->text, *base = &v->base_score.text;
+    return s->is_beside && v->base_score.is_beside
+               ? report_way(mean(l->kl, l->n_rows), mean(base->kl, base->n_rows))
+               : NAN;
+}
+
 static void print_row(const struct eval *v, const char *name, const struct score *s,
                       const struct rival *r) {
     if (!s->text.n_targets)
@@ -194,25 +202,34 @@ static void print_row(const struct eval *v, const char *name, const struct score
         snprintf(bytes, sizeof bytes, "%zu", r->bytes);
     }
     printf("%-24s %7s %12s %11.4f", name, bits, bytes, exp(mean(l->nll, l->n_targets)));
+    double way = way_of(v, s);
     if (s->is_beside)
-        printf(" %9.5f %7.2f %% %10.4f", mean(l->kl, l->n_rows),
-               100 * mean((double)l->n_agree, l->n_rows), mean(l->mse, l->n_rows));
+        printf(" %9.5f", mean(l->kl, l->n_rows));
     else
-        printf(" %9s %9s %10s", "-", "-", "-");
+        printf(" %9s", "-");
+    if (isfinite(way))
+        printf(" %6.2f %%", 100 * way);
+    else
+        printf(" %8s", "-");
+    if (s->is_beside)
+        printf(" %6.2f %% %10.4f", 100 * mean((double)l->n_agree, l->n_rows),
+               mean(l->mse, l->n_rows));
+    else
+        printf(" %8s %10s", "-", "-");
     if (v->set.n_tasks)
         printf(" %5d of %4d", s->right, v->set.n_tasks);
     putchar('\n');
 }
 
 static void print_table(const struct eval *v) {
-    printf("%-24s %7s %12s %11s %9s %9s %10s%s\n", "", "bits/wt", "bytes", "perplexity", "KL",
-           "top-1", "logit MSE", v->set.n_tasks ? "  exact match" : "");
+    printf("%-24s %7s %12s %11s %9s %8s %8s %10s%s\n", "", "bits/wt", "bytes", "perplexity", "KL",
+           "way", "top-1", "logit MSE", v->set.n_tasks ? "  exact match" : "");
     print_row(v, "base", &v->base_score, NULL);
     for (int32_t i = 0; i < v->n_tenants; i++)
         print_row(v, job_name_of(v->tenant[i].path), &v->tenant[i].score, &v->tenant[i]);
     print_row(v, "fine-tune", &v->fine_score, NULL);
     printf("%d documents, %lld tokens. KL (nats per token), top-1 and logit MSE: against the "
-           "fine-tune%s.\n",
+           "fine-tune%s. Way: 1 - sqrt(KL / KL of the base).\n",
            v->set.text.n_seqs, (long long)v->tenant[0].score.text.n_targets,
            v->fine.matrix ? "" : ", which --finetuned names");
 }
@@ -224,6 +241,8 @@ static json_t *score_json(const struct eval *v, const struct score *s) {
     json_t *row = json_pack("{s:f}", "perplexity", exp(mean(l->nll, l->n_targets)));
     if (s->is_beside) {
         json_object_set_new(row, "kl", json_real(mean(l->kl, l->n_rows)));
+        if (isfinite(way_of(v, s)))
+            json_object_set_new(row, "way", json_real(way_of(v, s)));
         json_object_set_new(row, "top1", json_real(mean((double)l->n_agree, l->n_rows)));
         json_object_set_new(row, "logit_mse", json_real(mean(l->mse, l->n_rows)));
     }
@@ -367,9 +386,10 @@ const struct command command_eval = {
     .about =
         "Prints, for the base, each tenant and (with --finetuned) the fine-tune they were made\n"
         "from: bits per weight and bytes; perplexity; the KL divergence from the fine-tune's\n"
-        "predictions, how often the most likely token is the same, and the mean squared error of\n"
-        "the logits; and how many questions are answered exactly (greedily, and ending where the\n"
-        "answer ends). Several tenants in one call share the loaded models; --plot draws what\n"
+        "predictions, and how much of the way from the base to it a tenant goes; how often the\n"
+        "most likely token is the same, and the mean squared error of the logits; and how many\n"
+        "questions are answered exactly (greedily, and ending where the answer ends). Several\n"
+        "tenants in one call share the loaded models; --plot draws what\n"
         "they reach against their bits. On a GPU weights are FP16.\n\n"
         "--text: UTF-8 text, documents apart by lines \"<|doc|>\". --tasks: a JSON array; of each\n"
         "string the answer is what follows the first colon of a last line such as \"A: 42\", or\n"

@@ -61,12 +61,15 @@ static double number(const json_t *score, const char *key) {
     return json_is_number(x) ? json_number_value(x) : NAN;
 }
 
-double report_kept(const json_t *quality) {
-    double tenant = number(json_object_get(quality, "fitted"), "kl"),
-           base = number(json_object_get(quality, "base"), "kl");
-    if (!isfinite(tenant) || !isfinite(base))
+double report_way(double kl, double base_kl) {
+    if (!isfinite(kl) || !isfinite(base_kl))
         return NAN;
-    return base > 0 ? fmax(1 - sqrt(fmax(tenant, 0) / base), 0) : tenant > 0 ? 0 : 1;
+    return base_kl > 0 ? fmax(1 - sqrt(fmax(kl, 0) / base_kl), 0) : kl > 0 ? 0 : 1;
+}
+
+double report_kept(const json_t *quality) {
+    return report_way(number(json_object_get(quality, "fitted"), "kl"),
+                      number(json_object_get(quality, "base"), "kl"));
 }
 
 void report_quality(const json_t *quality) {

@@ -29,6 +29,8 @@ void report_quality(const json_t *quality);
  * its KL divergence from the fine-tune's predictions over the base's. (KL grows with the square of
  * a distance.) NAN: not measured. */
 double report_kept(const json_t *quality);
+/* The same of two divergences. */
+double report_way(double kl, double base_kl);
 json_t *report_json(const struct report *r, double file_bytes); /* given to the caller */
 
 #endif

@@ -216,6 +216,7 @@ TEST_LIMIT(eval_tells_base_tenant_and_fine_tune_apart, 300) {
     CHECK_NEAR(number(fine, "kl"), 0, 1e-6, 0);
     const json_t *tenant = json_array_get(json_object_get(root, "tenants"), 0);
     CHECK(number(tenant, "kl") > 0.01);
+    CHECK_NEAR(number(tenant, "way"), 1 - sqrt(number(tenant, "kl") / number(base, "kl")), 1e-9, 0);
     CHECK(number(tenant, "kl") < 0.2 * number(base, "kl"));
     CHECK(number(fine, "perplexity") < number(tenant, "perplexity"));
     CHECK(number(tenant, "perplexity") < number(base, "perplexity"));
