@@ -17,6 +17,14 @@ static const double slack = 1.0005;
 static const double planes_leave[MAX_PLANES + 1] = {1,       0.36338, 0.11885,   0.03744,   0.01154,
                                                     0.00350, 0.00104, 0.0003043, 0.00008769};
 
+/* The least that every changed linear gets. */
+struct least {
+    int32_t planes;
+    enum budget_scales scales;
+};
+/* What a pair alone may leave of what the least planes would. */
+static const double pair_worth = 0.1;
+
 struct point {
     double bits, loss;
     struct budget_choice choice;
@@ -87,7 +95,16 @@ static void find_hull(struct frontier *f) {
     }
 }
 
-static err_t frontier_open(struct frontier *f, const struct budget_matrix *m) {
+static bool allowed(const struct budget_matrix *m, const struct budget_choice *c,
+                    struct least least) {
+    struct budget_choice floor = {.planes = least.planes, .scales = least.scales};
+    if (!least.planes || !(m->energy > 0))
+        return true;
+    return c->planes ? c->planes >= least.planes && c->scales >= least.scales
+                     : budget_loss(m, c) < pair_worth * budget_loss(m, &floor);
+}
+
+static err_t frontier_open(struct frontier *f, const struct budget_matrix *m, struct least floor) {
     int32_t least = m->n < m->k ? m->n : m->k,
             ranks = m->n_roots < least / 2 ? m->n_roots : least / 2;
     size_t cap = (size_t)(MAX_PLANES * N_SCALES + 1) * (size_t)(ranks + 1) + 1;
@@ -100,6 +117,8 @@ static err_t frontier_open(struct frontier *f, const struct budget_matrix *m) {
         for (int s = 0; s < (c.planes ? N_SCALES : 1); s++)
             for (c.rank = 0; c.rank <= ranks; c.rank++) {
                 c.scales = (enum budget_scales)s;
+                if (!allowed(m, &c, floor))
+                    continue;
                 f->point[f->n++] = (struct point){budget_bits(m, &c), budget_loss(m, &c), c};
             }
     if (m->n_changed > 0) {
@@ -167,15 +186,49 @@ static void fill(const struct frontier *f, int32_t end, const struct point **pic
     }
 }
 
-static err_t open_all(struct frontier **out, const struct budget_matrix *m, int32_t n) {
+/* As many planes, with scales as good, as `bits` pay for in all linears. */
+static struct least find_least(const struct budget_matrix *m, int32_t n_linears, double bits) {
+    for (int32_t planes = MAX_PLANES; planes > 0; planes--)
+        for (int s = planes > 1 ? SCALES_BOTH : N_SCALES - 1; s >= (planes > 1 ? SCALES_BOTH : 0);
+             s--) {
+            struct budget_choice c = {.planes = planes, .scales = (enum budget_scales)s};
+            double all = 0;
+            for (int32_t i = 0; i < n_linears; i++)
+                all += m[i].energy > 0 ? budget_bits(&m[i], &c) : 0;
+            if (all <= bits)
+                return (struct least){planes, c.scales};
+        }
+    return (struct least){0, SCALES_ONE};
+}
+
+static err_t open_all(struct frontier **out, const struct budget_matrix *m, int32_t n_linears,
+                      int32_t n, double bits) {
     struct frontier *f = calloc((size_t)n, sizeof *f);
+    struct least floor = find_least(m, n_linears, bits);
     err_t e = f ? 0 : E_NOMEM;
     for (int32_t i = 0; !e && i < n; i++)
-        e = frontier_open(&f[i], &m[i]);
+        e = frontier_open(&f[i], &m[i], i < n_linears ? floor : (struct least){0, SCALES_ONE});
     if (e)
         frontiers_close(f, n);
     *out = e ? NULL : f;
     return e;
+}
+
+static double linear_weights(const struct budget_matrix *m, int32_t n_linears) {
+    double weights = 0;
+    for (int32_t i = 0; i < n_linears; i++)
+        weights += (double)m[i].n * m[i].k;
+    return weights;
+}
+
+/* What the linears may take. */
+static double linear_bits(const struct budget_matrix *m, int32_t n_linears, int32_t n_all,
+                          const struct budget_limits *limits) {
+    double bits = limits->bits * linear_weights(m, n_linears) * slack, fixed = 0;
+    for (int32_t i = 0; i < n_all; i++)
+        fixed += m[i].fixed_bits;
+    return limits->file_bits > 0 && limits->file_bits - fixed < bits ? limits->file_bits - fixed
+                                                                     : bits;
 }
 
 static err_t spend(struct frontier *f, const struct budget_matrix *m, int32_t n_linears,
@@ -185,17 +238,15 @@ static err_t spend(struct frontier *f, const struct budget_matrix *m, int32_t n_
     if (!pick)
         return E_NOMEM;
     err_t e = 0;
-    double weights = 0, fixed = 0;
+    struct budget_choice none = {0};
+    double weights = linear_weights(m, n_linears), fixed = 0,
+           left = linear_bits(m, n_linears, n_all, limits);
     *r = (struct budget_result){0};
     for (int32_t i = 0; i < n_all; i++) {
-        weights += i < n_linears ? (double)m[i].n * m[i].k : 0;
         fixed += m[i].fixed_bits;
-        r->loss_at_base += f[i].point[0].loss;
+        r->loss_at_base += budget_loss(&m[i], &none);
         f[i].at = 0;
     }
-    double left = limits->bits * weights * slack;
-    if (limits->file_bits > 0 && limits->file_bits - fixed < left)
-        left = limits->file_bits - fixed;
     if (left < weights) {
         e = why_set(why, E_TOO_LARGE,
                     "The file may take %.1f MB, and one bit for every weight of the linears "
@@ -203,7 +254,10 @@ static err_t spend(struct frontier *f, const struct budget_matrix *m, int32_t n_
                     limits->file_bits / 8e6, (weights * slack + fixed) / 8e6);
         goto out;
     }
-    double before = left, price = walk(f, 0, n_linears, 0, &left);
+    double before = left;
+    for (int32_t i = 0; i < n_linears; i++)
+        left -= chosen(&f[i])->bits - m[i].fixed_bits;
+    double price = walk(f, 0, n_linears, 0, &left);
     for (int32_t i = 0; i < n_linears; i++)
         pick[i] = chosen(&f[i]);
     fill(f, n_linears, pick, &left);
@@ -225,30 +279,8 @@ err_t budget_spend(const struct budget_matrix *m, int32_t n_linears, int32_t n_a
                    const struct budget_limits *limits, struct budget_choice *choice,
                    struct budget_result *result, struct why *why) {
     struct frontier *f;
-    err_t e = open_all(&f, m, n_all);
+    err_t e = open_all(&f, m, n_linears, n_all, linear_bits(m, n_linears, n_all, limits));
     e = e ? e : spend(f, m, n_linears, n_all, limits, choice, result, why);
     frontiers_close(f, n_all);
-    return e == E_NOMEM ? why_set(why, e, "There is not enough memory to share out the bits.") : e;
-}
-
-err_t budget_for_loss(const struct budget_matrix *m, int32_t n_linears, int32_t n_all, double loss,
-                      double *bits, struct why *why) {
-    struct frontier *f;
-    struct budget_choice *choice = calloc((size_t)n_all, sizeof *choice);
-    int32_t low = 100, high = MAX_PLANES * 100; /* in hundredths; high always does, or nothing */
-    err_t e = open_all(&f, m, n_all);
-    e = e ? e : choice ? 0 : E_NOMEM;
-    while (!e && low < high) {
-        int32_t mid = (low + high) / 2;
-        struct budget_result r;
-        e = spend(f, m, n_linears, n_all, &(struct budget_limits){mid / 100.0, 0}, choice, &r, why);
-        if (r.loss <= loss)
-            high = mid;
-        else
-            low = mid + 1;
-    }
-    *bits = low / 100.0;
-    frontiers_close(f, n_all);
-    free(choice);
     return e == E_NOMEM ? why_set(why, e, "There is not enough memory to share out the bits.") : e;
 }

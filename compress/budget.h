@@ -38,6 +38,10 @@ struct budget_choice {
     bool exact;
 };
 
+/* Every linear that changed gets as many whole planes as all of them can have within the bits (with
+ * the best scales that fit): an expected loss is a rough guide, and what one plane keeps of a
+ * matrix it may misjudge. The rest of the bits goes where it gains. A pair alone may take the
+ * planes' place where it leaves less than a tenth of what they would. */
 struct budget_limits {
     double bits;      /* per weight of the linears, scales and pairs included; 1 to 8 */
     double file_bits; /* of all matrices; 0: no limit */
@@ -57,11 +61,6 @@ struct budget_result {
 err_t budget_spend(const struct budget_matrix *m, int32_t n_linears, int32_t n_all,
                    const struct budget_limits *limits, struct budget_choice *choice,
                    struct budget_result *result, struct why *why);
-
-/* The least bits per weight, in steps of a hundredth, whose expected loss is at most `loss`; 8 when
- * there are none. */
-err_t budget_for_loss(const struct budget_matrix *m, int32_t n_linears, int32_t n_all, double loss,
-                      double *bits, struct why *why);
 
 /* What a choice costs and leaves. */
 double budget_bits(const struct budget_matrix *m, const struct budget_choice *c);

@@ -74,7 +74,7 @@ static err_t parse_fitted(struct wanted *w, const struct args *a, struct why *wh
                        "columns, or of matrices with --method bitdelta");
     o->calibration = arg(a, "--calibration");
     o->device = arg(a, "--device") ? arg(a, "--device") : "auto";
-    err_t e = arg_int(a, "--embed-bits", 1, MAX_PLANES, (int32_t)o->bits, &o->vocab_planes, why);
+    err_t e = arg_int(a, "--embed-bits", 1, MAX_PLANES, 0, &o->vocab_planes, why);
     e = e ? e : arg_int(a, "--steps", 0, 1000000, o->published ? 200 : 400, &o->steps, why);
     e = e ? e : arg_int(a, "--seed", 0, INT32_MAX, 1, &seed, why);
     o->seed = (uint64_t)seed;
@@ -82,7 +82,6 @@ static err_t parse_fitted(struct wanted *w, const struct args *a, struct why *wh
         e = why_set(why, E_USAGE,
                     "--method bitdelta distils on a text: give --calibration FILE, or --steps 0 "
                     "for its scales before distillation");
-    w->own_vocab = arg(a, "--embed-bits") != NULL;
     return e ? e : parse_quality(w, a, why);
 }
 

@@ -6,6 +6,8 @@
 #include "compress/base_loss.h"
 #include "compress/device.h"
 #include "compress/fit.h"
+#include "compress/plan.h"
+#include "compress/refit.h"
 #include "compress/student_write.h"
 
 enum {
@@ -14,6 +16,8 @@ enum {
     JUDGE_ROWS = 6144,
     FIRST_DOCUMENTS = 192, /* before it is known how long a model's documents are */
     MOST_DOCUMENTS = 4096, /* at once */
+    LEAST_ROWS = 9216,     /* of the fine-tune's text: to measure and to refit on */
+    FEW_STEPS = 150,       /* up to here a fit is better off from refitted planes */
 };
 /* Of the rows, those that the fine-tune did not write: the base's own text, or the given one. They
  * keep the tenant like its fine-tune also off the fine-tune's beaten track. */
@@ -49,6 +53,7 @@ struct fitting {
     struct student student;
     struct lesson own, other, judge;
     struct progress progress;
+    bool text; /* there is some to measure and fit on: not for the published start */
     struct train_loss nothing_kept; /* of the base, on the text to judge by */
     json_t *quality;
 };
@@ -83,7 +88,7 @@ static err_t read_models(struct fitting *f, struct why *why) {
     err_t e = llama_load(&f->base, f->t, &base.files->config, llama_source_files(&base),
                          &f->progress, why);
     progress_end(&f->progress);
-    if (e || f->o->steps == 0)
+    if (e || !f->text)
         return e;
     progress_begin(&f->progress, "read model");
     e = llama_load(&f->teacher, f->t, &fine.files->config, llama_source_files(&fine), &f->progress,
@@ -110,8 +115,7 @@ static err_t write_text(struct fitting *f, const struct llama *m, double n, uint
         e = sample_documents(m, (int32_t)(documents < most ? documents : most), max_length, &o, out,
                              why);
         o.seed += 1000003;
-        progress_show(&f->progress, (uint64_t)(f->own.text.n_ids + f->other.text.n_ids),
-                      (uint64_t)((double)f->o->steps * ROWS / passes));
+        progress_show(&f->progress, out->text.n_ids, (uint64_t)n);
     }
     return e;
 }
@@ -135,6 +139,7 @@ static err_t gather_text(struct fitting *f, const struct fit_options *o, struct 
             length = context < o->max_length ? context : o->max_length;
     length = base_context < length ? base_context : length;
     double ids = (double)f->o->steps * o->rows / passes, own = 1 - (double)o->other_share;
+    ids = own > 0 && ids * own < LEAST_ROWS ? LEAST_ROWS / own : ids;
     size_t row_bytes = (size_t)f->fine->config.shape.dim * f->t->ops->weight_bytes;
     struct lesson other = {0}; /* as it was written, or given */
     f->own.row_bytes = f->other.row_bytes = f->judge.row_bytes = row_bytes;
@@ -155,6 +160,12 @@ static err_t gather_text(struct fitting *f, const struct fit_options *o, struct 
     e = e ? e : base_loss(&f->base, &f->teacher, &f->judge, &f->nothing_kept, &f->progress, why);
     progress_end(&f->progress);
     return e;
+}
+
+/* Refitted planes start nearer to the fine-tune, but a long fit ends further from it (measured:
+ * docs/quality.md). */
+static bool refits(const struct fitting *f) {
+    return !f->o->published && f->o->steps <= FEW_STEPS;
 }
 
 /* ---- fitting and judging ----------------------------------------------------------------------
@@ -185,15 +196,33 @@ static err_t judge(struct fitting *f, const char *when, struct why *why) {
     return e;
 }
 
+/* Without gradients: signs and scales by least squares on the fine-tune's own text. */
+static err_t refit(struct fitting *f, struct why *why) {
+    struct refit_options o = {.rows = ROWS,
+                              .batches = LEAST_ROWS / ROWS,
+                              .damp = 0.3f,
+                              .signs = true,
+                              .teacher = &f->teacher,
+                              .p = &f->progress};
+    progress_begin(&f->progress, "refit");
+    err_t e = refit_run(&f->student, &f->own.text, &o, NULL, why);
+    progress_end(&f->progress);
+    return e;
+}
+
 static err_t fit(struct fitting *f, struct fit_options *o, json_t *made, struct why *why) {
     struct fit_report r = {0};
     f->quality =
         json_pack("{s:s}", "measured_on", "text sampled from the fine-tune, not used in fitting");
     note(f, "base", &f->nothing_kept);
     err_t e = judge(f, "before_fitting", why);
+    if (!e && refits(f))
+        e = refit(f, why);
+    llama_release(&f->teacher, llama_head(&f->teacher));
     progress_begin(&f->progress, "fit");
     o->progress = show, o->arg = &f->progress;
-    e = e ? e : fit_run(&f->student, &f->teacher, &f->own, &f->other, o, &r, why);
+    if (!e && o->steps > 0)
+        e = fit_run(&f->student, &f->teacher, &f->own, &f->other, o, &r, why);
     progress_end(&f->progress);
     if (e)
         return e;
@@ -207,48 +236,29 @@ static err_t fit(struct fitting *f, struct fit_options *o, json_t *made, struct 
     return e ? e : judge(f, "fitted", why);
 }
 
-/* ---- the budget --------------------------------------------------------------------------------
- */
-
-void fitted_choose(const struct fitted_options *o, const struct model_shape *s,
-                   struct budget_choice *choice) {
-    int32_t planes = (int32_t)o->bits, n_linears = s->n_layers * N_PARTS;
-    double scales = 0, weights = 0;
-    for (int p = 0; p < N_PARTS; p++) {
-        double n = part_rows(s, (enum part)p), k = part_cols(s, (enum part)p);
-        scales += 16 * (n + k) * s->n_layers;
-        weights += n * k * s->n_layers;
-    }
-    /* What signs and scales leave goes to pairs of one direction each, as far as it lasts. */
-    double left = o->published ? 0 : o->bits * weights - planes * (weights + scales);
-    for (int32_t i = 0; i < n_linears; i++) {
-        enum part p = (enum part)(i % N_PARTS);
-        double cost = 16.0 * (part_rows(s, p) + part_cols(s, p));
-        choice[i] = (struct budget_choice){.planes = planes, .rank = left >= cost};
-        choice[i].scales = o->published ? SCALES_ONE : SCALES_BOTH;
-        left -= choice[i].rank * cost;
-    }
-    for (int32_t i = n_linears; i < n_linears + 2; i++)
-        choice[i] = (struct budget_choice){.planes = o->vocab_planes,
-                                           .rank = i > n_linears ? 8 : 0,
-                                           .scales = SCALES_BOTH,
-                                           .exact = o->dense_vocab || o->published};
-}
-
 /* ---- the whole ---------------------------------------------------------------------------------
  */
 
-static err_t open_student(struct fitting *f, struct why *why) {
+static err_t open_student(struct fitting *f, json_t *made, struct why *why) {
+    const struct fitted_options *o = f->o;
+    struct plan_options plan = {o->bits, o->vocab_planes, o->dense_vocab, o->published};
     struct budget_choice *choice = calloc((size_t)f->base.n_matrices, sizeof *choice);
+    struct budget_result expected;
     if (!choice)
         return why_set(why, E_NOMEM, "not enough memory");
-    fitted_choose(f->o, &f->fine->config.shape, choice);
-    if (f->teacher.t)
+    progress_begin(&f->progress, "measure");
+    err_t e = plan_choose(&plan, &f->teacher, &f->base_files->checkpoint, f->fine, &f->own.text,
+                          choice, &expected, &f->progress, why);
+    progress_end(&f->progress);
+    if (f->text && !refits(f))
         llama_release(&f->teacher, llama_head(&f->teacher));
     progress_begin(&f->progress, "difference");
-    err_t e = student_open(&f->student, f->t, &f->base, &f->base_files->checkpoint, f->fine, choice,
-                           &f->progress, why);
+    e = e ? e
+          : student_open(&f->student, f->t, &f->base, &f->base_files->checkpoint, f->fine, choice,
+                         &f->progress, why);
     progress_end(&f->progress);
+    if (!e && expected.loss_at_base > 0)
+        json_object_set_new(made, "expected_kl", json_real(expected.loss));
     free(choice);
     return e;
 }
@@ -257,6 +267,7 @@ err_t fitted_write(const struct job_base *base, const struct checkpoint *fine,
                    const struct fitted_options *o, struct tenant_writer *w, struct report *report,
                    json_t *made, json_t **quality, struct why *why) {
     struct fitting f = {.o = o, .base_files = base, .fine = fine};
+    f.text = !o->published || o->steps > 0;
     struct fit_options options = o->published ? published_defaults : fit_defaults;
     options.steps = o->steps;
     if (options.max_length > fine->config.context)
@@ -264,13 +275,11 @@ err_t fitted_write(const struct job_base *base, const struct checkpoint *fine,
     err_t e = device_open(&f.t, o->device, 0, why);
     e = e ? e : check_memory(&f, &options, why);
     e = e ? e : read_models(&f, why);
-    if (!e && o->steps > 0)
+    if (!e && f.text)
         e = gather_text(&f, &options, why);
-    e = e ? e : open_student(&f, why);
-    if (!e && o->steps > 0)
-        e = fit(&f, &options, made, why);
-    else if (!e)
-        e = student_round(&f.student, why);
+    e = e ? e : open_student(&f, made, why);
+    if (!e)
+        e = f.text ? fit(&f, &options, made, why) : student_round(&f.student, why);
     e = e ? e : student_write(&f.student, w, report, why);
     if (!e)
         *quality = f.quality, f.quality = NULL;

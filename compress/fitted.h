@@ -6,24 +6,19 @@
 #ifndef COMPRESS_FITTED_H
 #define COMPRESS_FITTED_H
 
-#include "compress/budget.h"
 #include "compress/job.h"
 
 struct fitted_options {
     double bits;          /* of a weight of the linears on average, 1 .. MAX_PLANES: planes, scales
                              and low-rank pairs; one plane with its scales is the least */
-    int32_t vocab_planes; /* of embedding and lm_head */
+    int32_t vocab_planes; /* of embedding and lm_head; 0: by what they gain */
     bool dense_vocab;     /* embedding and lm_head whole */
     bool published;       /* one scale a matrix, distilled as BitDelta was published */
     const char *calibration; /* a text to answer like the fine-tune, or NULL */
     const char *device;      /* auto, cpu, cuda */
-    int32_t steps;
+    int32_t steps;           /* of learning; with few, planes are refitted by least squares first */
     uint64_t seed;
 };
-
-/* How each matrix is stored: choice [L * N_PARTS + 2]. */
-void fitted_choose(const struct fitted_options *o, const struct model_shape *s,
-                   struct budget_choice *choice);
 
 /* Fits and writes all tensors. made gets what was done; *quality (given to the caller) what was
  * measured on text that was not fitted on. Errors: E_WRONG_BASE, E_NOMEM, E_INVAL, E_IO, E_FORMAT,

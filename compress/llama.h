@@ -97,6 +97,15 @@ const float *llama_input(const struct llama_tape *t, const struct llama *m, int3
 void llama_forward(const struct llama *m, const struct llama_batch *b, struct llama_tape *t,
                    float *logits);
 
+/* The same piece by piece, for work on one layer at a time. h: device [M, D], the rows that go into
+ * the first layer. */
+void llama_rows_in(const struct llama *m, const struct llama_batch *b, struct llama_tape *t,
+                   float *h);
+/* One layer: in [M, D] to out [M, D], which may be the same, or NULL where its inputs (llama_input,
+ * also of a tape that is not for gradients) are all that is wanted. */
+void llama_layer(const struct llama *m, const struct llama_batch *b, struct llama_tape *t,
+                 int32_t layer, const float *in, float *out);
+
 /* Receives the gradient of one matrix, device [n, k], valid during the call. It may change that
  * matrix's weights: they are not read again in this pass. Order: lm_head, last layer .. first,
  * embedding. When tied, the embedding gets the sum and lm_head no call. wants: NULL for all. */

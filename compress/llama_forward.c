@@ -208,6 +208,24 @@ void llama_forward(const struct llama *m, const struct llama_batch *b, struct ll
     product(m, llama_head(m), b->n_rows, t->xf, logits, false);
 }
 
+void llama_rows_in(const struct llama *m, const struct llama_batch *b, struct llama_tape *t,
+                   float *h) {
+    put_batch(t, b);
+    struct train_weights embed = llama_weights(m, llama_embed(m));
+    m->t->ops->embed(m->t, &t->batch, &embed, h);
+}
+
+void llama_layer(const struct llama *m, const struct llama_batch *b, struct llama_tape *t,
+                 int32_t layer, const float *in, float *out) {
+    size_t bytes = (size_t)b->n_rows * (size_t)m->config.shape.dim * sizeof(float);
+    put_batch(t, b);
+    m->t->ops->copy(m->t, t->layer[layer].h, in, bytes);
+    layer_forward(m, t, layer);
+    if (out)
+        m->t->ops->copy(m->t, out, layer + 1 < t->n_layers ? t->layer[layer + 1].h : t->last,
+                        bytes);
+}
+
 struct pass {
     const struct llama *m;
     struct train *train;

@@ -23,10 +23,6 @@ static err_t attempt(const struct job_base *base, const struct checkpoint *fine,
     *out = (struct made){.made = json_deep_copy(about)};
     fitted.bits = bits;
     bool bad = json_object_set_new(out->made, "bits", json_real(bits)) < 0;
-    if (!o->own_vocab && !fitted.dense_vocab && !fitted.published) {
-        fitted.vocab_planes = (int32_t)bits;
-        bad |= json_object_set_new(out->made, "embed_bits", json_integer(fitted.vocab_planes)) < 0;
-    }
     if (bad)
         return why_set(why, E_NOMEM, "not enough memory");
     err_t e = tenant_writer_open(&out->w, path, why);

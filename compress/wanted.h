@@ -9,7 +9,6 @@
 struct wanted {
     double quality;    /* share of the way, as report_kept has it; 0: whatever fitted.bits gives */
     double first_bits; /* where the search for it begins; fitted.bits: the most it may take */
-    bool own_vocab; /* embedding and lm_head have fitted.vocab_planes; else as many as the bits */
     struct fitted_options fitted;
 };
 

@@ -73,9 +73,9 @@ TEST(budget_of_one_bit_holds_a_plane_with_one_scale) {
     }
 }
 
-TEST(budget_spends_more_than_even_shares_would_gain) {
+TEST(budget_gains_more_than_even_shares_would) {
     struct budget_matrix m[ALL];
-    struct budget_choice c[ALL], even = {.planes = 2, .scales = SCALES_BOTH};
+    struct budget_choice c[ALL], even = {.planes = 1, .scales = SCALES_BOTH, .rank = 4};
     make(m);
     double bits = 0, weights = 0, loss = 0, mixed = 0;
     for (int32_t i = 0; i < LINEARS; i++) {
@@ -83,9 +83,11 @@ TEST(budget_spends_more_than_even_shares_would_gain) {
         loss += budget_loss(&m[i], &even);
     }
     spend(m, bits / weights, c);
-    for (int32_t i = 0; i < LINEARS; i++)
+    for (int32_t i = 0; i < LINEARS; i++) {
         mixed += budget_loss(&m[i], &c[i]);
-    CHECK(mixed < 0.8 * loss);
+        CHECK(c[i].planes >= 1 && c[i].scales == SCALES_BOTH);
+    }
+    CHECK(mixed < 0.9 * loss);
 }
 
 TEST(budget_gives_the_sensitive_matrix_more) {
@@ -139,16 +141,4 @@ TEST(budget_of_a_file_that_is_too_small_is_refused_with_what_would_do) {
     CHECK_HAS(why.text, "allow that much");
     CHECK_OK(budget_spend(m, LINEARS, ALL, &wide, c, &r, &why), why);
     CHECK(r.file_bits <= wide.file_bits);
-}
-
-TEST(budget_found_for_a_loss_reaches_it_and_a_hundredth_less_does_not) {
-    struct budget_matrix m[ALL];
-    struct budget_choice c[ALL];
-    struct why why = {""};
-    make(m);
-    double bits, loss = 0.5 * spend(m, 2, c).loss;
-    CHECK_OK(budget_for_loss(m, LINEARS, ALL, loss, &bits, &why), why);
-    CHECK(bits > 2 && bits < 3.5);
-    CHECK(spend(m, bits, c).loss <= loss);
-    CHECK(spend(m, bits - 0.01, c).loss > loss);
 }
