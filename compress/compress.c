@@ -7,6 +7,7 @@
 #include "compress/contender.h"
 #include "compress/diff.h"
 #include "compress/fine_tune.h"
+#include "compress/resume.h"
 #include "compress/wanted.h"
 #include "config/options.h"
 
@@ -240,6 +241,8 @@ static err_t run(const struct args *a, struct why *why) {
         e = job_finish(&j.base, j.made.w, path, &texts, j.made.made, j.made.quality, &j.made.report,
                        arg(a, "--json"), why);
         j.made.w = NULL;
+        if (!e)
+            resume_remove(path);
     }
     made_free(&j.made);
     json_decref(about);

@@ -72,8 +72,8 @@ struct run {
     struct bench b;
     struct student_rates rates; /* of this step */
     float *norm_grad;           /* device [2L + 1, D] */
-    float *stream_grad;         /* device [rows, D] */
-    float *inv;                 /* host [rows] */
+    float *final_grad;          /* device [rows, D] */
+    float *dots, *host_dots;    /* device, host [rows] */
 };
 
 static void learn(void *arg, int32_t i_matrix, float *grad) {
@@ -116,23 +116,24 @@ static struct llama_batch next_batch(struct bench *s, const struct lesson *own,
     return (struct llama_batch){a.n_rows + b.n_rows, a.n_seqs + b.n_seqs, s->id, s->start};
 }
 
-/* The gradient of weight |h - t|^2 / |t|^2, h: our stream, t: the teacher's. */
-static const float *stream_gradient(struct run *r, int32_t rows, float weight) {
+/* The gradient of weight |x - t|^2 / |t|^2, x: lm_head's input, t: the teacher's. */
+static const float *final_gradient(struct run *r, int32_t rows, float weight) {
     struct bench *b = &r->b;
     const struct train_ops *op = b->t->ops;
-    const struct model_shape *s = &b->m->config.shape;
-    size_t n = (size_t)rows * (size_t)s->dim;
-    double square = 0; /* of t, from its rows' 1 / rms */
+    int32_t dim = b->m->config.shape.dim;
+    size_t n = (size_t)rows * (size_t)dim;
+    double square = 0;
     if (weight <= 0)
         return NULL;
-    op->get(b->t, r->inv, b->inv, (size_t)rows * sizeof *r->inv);
+    op->row_dots(b->t, rows, dim, b->final, b->final, r->dots);
+    op->get(b->t, r->host_dots, r->dots, (size_t)rows * sizeof *r->dots);
     for (int32_t i = 0; i < rows; i++)
-        square += s->dim * (1 / ((double)r->inv[i] * (double)r->inv[i]) - (double)s->norm_eps);
+        square += (double)r->host_dots[i];
     float scale = square > 0 ? (float)(2 * (double)weight / square) : 0;
-    op->zero(b->t, r->stream_grad, n * sizeof(float));
-    op->axpy(b->t, n, scale, llama_stream(b->tape), r->stream_grad);
-    op->axpy(b->t, n, -scale, b->stream, r->stream_grad);
-    return r->stream_grad;
+    op->zero(b->t, r->final_grad, n * sizeof(float));
+    op->axpy(b->t, n, scale, llama_input(b->tape, b->m, llama_head(b->m)), r->final_grad);
+    op->axpy(b->t, n, -scale, b->final, r->final_grad);
+    return r->final_grad;
 }
 
 static double one_step(struct run *r, const struct llama_batch *batch,
@@ -142,7 +143,7 @@ static double one_step(struct run *r, const struct llama_batch *batch,
     bench_forward(b, batch);
     b->t->ops->distil(b->t, batch->n_rows, b->m->config.shape.vocab, b->ours, b->theirs, NULL,
                       o->kl_weight, o->mse_weight, 1 / (float)batch->n_rows, b->ours, &sum);
-    llama_backward(b->m, b->tape, b->ours, stream_gradient(r, batch->n_rows, o->stream_weight),
+    llama_backward(b->m, b->tape, b->ours, final_gradient(r, batch->n_rows, o->final_weight),
                    r->norm_grad, (struct llama_sink){learn, wants, r});
     student_learn_norms(r->s, r->norm_grad, &r->rates);
     return sum.kl / (double)sum.n_rows;
@@ -152,11 +153,12 @@ err_t fit_run(struct student *s, const struct llama *teacher, const struct lesso
               const struct lesson *other, const struct fit_options *o, struct fit_report *report,
               struct why *why) {
     struct run r = {.s = s};
-    size_t stream = (size_t)o->rows * (size_t)s->model.config.shape.dim * sizeof(float);
+    size_t rows = (size_t)o->rows * sizeof(float), final = rows * (size_t)s->model.config.shape.dim;
     err_t e = bench_open(&r.b, &s->model, teacher, o->rows, true, why);
-    r.inv = malloc((size_t)o->rows * sizeof *r.inv);
-    if (!e && (!r.inv || s->t->ops->take(s->t, s->norm.n * sizeof(float), (void **)&r.norm_grad) ||
-               s->t->ops->take(s->t, stream, (void **)&r.stream_grad)))
+    r.host_dots = malloc(rows);
+    if (!e && (!r.host_dots || s->t->ops->take(s->t, rows, (void **)&r.dots) ||
+               s->t->ops->take(s->t, s->norm.n * sizeof(float), (void **)&r.norm_grad) ||
+               s->t->ops->take(s->t, final, (void **)&r.final_grad)))
         e = why_set(why, E_NOMEM, "There is not enough memory for fitting.");
     int32_t tenth = o->steps >= 10 ? o->steps / 10 : 1;
     while (!e && report->step < o->steps) {
@@ -176,13 +178,14 @@ err_t fit_run(struct student *s, const struct llama *teacher, const struct lesso
         if (report->step >= o->steps - tenth)
             report->last_kl += kl / tenth;
         report->step++;
-        if (!e && o->progress)
-            o->progress(o->arg, report->step, o->steps, kl);
+        if (!e && o->after && !o->after(o->arg, report))
+            break;
     }
     e = e ? e : s->t->ops->settle(s->t, why);
     bench_close(&r.b);
-    s->t->ops->give(s->t, r.norm_grad), s->t->ops->give(s->t, r.stream_grad);
-    free(r.inv);
+    s->t->ops->give(s->t, r.norm_grad), s->t->ops->give(s->t, r.final_grad);
+    s->t->ops->give(s->t, r.dots);
+    free(r.host_dots);
     return e;
 }
 

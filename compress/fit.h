@@ -8,20 +8,6 @@
 #include "compress/corpus.h"
 #include "compress/student.h"
 
-struct fit_options {
-    int32_t steps, rows;         /* rows: tokens of one step */
-    int32_t max_length;          /* of a sequence */
-    float other_share;           /* of the rows that come from the second lesson */
-    float kl_weight, mse_weight; /* of the KL divergence and of the logits' mean squared error */
-    /* Of the squared error of the stream before the final norm, relative to the fine-tune's own
-     * square, over a batch. */
-    float stream_weight;
-    struct student_rates rates; /* at their height: they rise over a tenth of the steps, then fall
-                                   along a cosine to 0 */
-    void (*progress)(void *arg, int32_t done, int32_t total, double kl);
-    void *arg;
-};
-
 /* Where a fit stands: what it needs beside the student to go on. Zeroed: at its beginning. */
 struct fit_report {
     int32_t step, next_own, next_other; /* steps done; sequences that come next */
@@ -29,8 +15,24 @@ struct fit_report {
     int64_t n_rows;
 };
 
+struct fit_options {
+    int32_t steps, rows;         /* rows: tokens of one step */
+    int32_t max_length;          /* of a sequence */
+    float other_share;           /* of the rows that come from the second lesson */
+    float kl_weight, mse_weight; /* of the KL divergence and of the logits' mean squared error */
+    /* Of the squared error of what lm_head is given, relative to the fine-tune's own square, over a
+     * batch. */
+    float final_weight;
+    struct student_rates rates; /* at their height: they rise over a tenth of the steps, then fall
+                                   along a cosine to 0 */
+    /* After each step; false: enough for now. NULL: none. */
+    bool (*after)(void *arg, const struct fit_report *at);
+    void *arg;
+};
+
 /* own: text of the fine-tune; other: what it must also answer like the fine-tune (may be empty).
- * Both wrap round, and hold the stream of the fine-tune, `teacher`. Goes on from *report. */
+ * Both wrap round, and hold the stream of the fine-tune, `teacher`. Goes on from *report, and stops
+ * before its last step where options->after says so. */
 err_t fit_run(struct student *s, const struct llama *teacher, const struct lesson *own,
               const struct lesson *other, const struct fit_options *o, struct fit_report *report,
               struct why *why);

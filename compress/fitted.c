@@ -1,14 +1,19 @@
 #include "compress/fitted.h"
 
 #include <math.h>
+#include <stdio.h>
 #include <stdlib.h>
+#include <string.h>
 
 #include "compress/base_loss.h"
 #include "compress/device.h"
 #include "compress/fit.h"
+#include "compress/interrupt.h"
 #include "compress/plan.h"
 #include "compress/refit.h"
+#include "compress/resume.h"
 #include "compress/student_write.h"
+#include "config/options.h"
 
 enum {
     ROWS = 768,       /* tokens of a step */
@@ -32,8 +37,8 @@ static const struct fit_options fit_defaults = {
     .max_length = MAX_LENGTH,
     .other_share = other_share,
     .kl_weight = 1,
-    .mse_weight = 0.1f,
-    .stream_weight = 3,
+    .mse_weight = 0.3f,
+    .final_weight = 10,
     .rates = {.scale = 0.01f, .bit = 0.005f, .low_rank = 0.005f, .norm = 0.001f},
 };
 static const struct fit_options published_defaults = {
@@ -52,6 +57,7 @@ struct fitting {
     struct llama base, teacher; /* of the teacher lm_head alone stays for the fit */
     struct student student;
     struct lesson own, other, judge;
+    struct resume kept;
     struct progress progress;
     bool text; /* there is some to measure and fit on: not for the published start */
     struct train_loss nothing_kept; /* of the base, on the text to judge by */
@@ -97,6 +103,42 @@ static err_t read_models(struct fitting *f, struct why *why) {
     return e;
 }
 
+/* Keys of all that the text, and with it the fit, depends on. */
+static err_t open_kept(struct fitting *f, const struct fit_options *o, struct why *why) {
+    const struct fitted_options *w = f->o;
+    char line[512], *text = NULL;
+    size_t n_text = 0;
+    struct sha256 key;
+    err_t e = resume_open(&f->kept, w->path, why);
+    e = e || !w->calibration ? e : corpus_read_file(w->calibration, &text, &n_text, why);
+    if (!e && sha256_init(&key))
+        e = why_set(why, E_NOMEM, "not enough memory");
+    if (!e) {
+        int n = snprintf(line, sizeof line, "%s %s %zu %s %d %d %d %a %a %llu %zu",
+                         options_version(), f->t->ops->name, f->t->ops->weight_bytes,
+                         f->base_files->fingerprint, o->steps, o->rows, o->max_length,
+                         (double)o->other_share, passes, (unsigned long long)w->seed, n_text);
+        sha256_add(&key, line, (size_t)n);
+        sha256_add(&key, text, n_text);
+        e = resume_add_weights(&key, f->fine, why);
+        sha256_end(&key, f->kept.text_key);
+    }
+    if (!e && sha256_init(&key))
+        e = why_set(why, E_NOMEM, "not enough memory");
+    if (!e) {
+        const struct student_rates *r = &o->rates;
+        int n = snprintf(line, sizeof line, "%a %d %d %d %a %a %a %a %a %a %a", w->bits,
+                         w->vocab_planes, w->dense_vocab, w->published, (double)o->kl_weight,
+                         (double)o->mse_weight, (double)o->final_weight, (double)r->scale,
+                         (double)r->bit, (double)r->low_rank, (double)r->norm);
+        sha256_add(&key, f->kept.text_key, sizeof f->kept.text_key);
+        sha256_add(&key, line, (size_t)n);
+        sha256_end(&key, f->kept.fit_key);
+    }
+    free(text);
+    return e;
+}
+
 /* ---- text -------------------------------------------------------------------------------------
  */
 
@@ -134,15 +176,13 @@ static err_t read_text(struct fitting *f, int32_t max_length, struct corpus *out
     return e;
 }
 
-static err_t gather_text(struct fitting *f, const struct fit_options *o, struct why *why) {
+static err_t new_text(struct fitting *f, const struct fit_options *o, struct why *why) {
     int32_t context = f->teacher.config.context, base_context = f->base.config.context,
             length = context < o->max_length ? context : o->max_length;
     length = base_context < length ? base_context : length;
     double ids = (double)f->o->steps * o->rows / passes, own = 1 - (double)o->other_share;
     ids = own > 0 && ids * own < LEAST_ROWS ? LEAST_ROWS / own : ids;
-    size_t row_bytes = (size_t)f->fine->config.shape.dim * f->t->ops->weight_bytes;
     struct lesson other = {0}; /* as it was written, or given */
-    f->own.row_bytes = f->other.row_bytes = f->judge.row_bytes = row_bytes;
     progress_begin(&f->progress, "write text");
     err_t e = write_text(f, &f->teacher, JUDGE_ROWS, f->o->seed + 77, length, &f->judge, why);
     if (!e && own > 0)
@@ -156,6 +196,27 @@ static err_t gather_text(struct fitting *f, const struct fit_options *o, struct 
     e = e ? e : lesson_read(&f->other, &f->teacher, &other.text, o->rows, &f->progress, why);
     progress_end(&f->progress);
     lesson_free(&other);
+    return e;
+}
+
+/* That a fit cannot be kept is no reason to stop it. */
+static void warn(const struct why *why) {
+    fprintf(stderr, "%s; the fit goes on, but could not be taken up again\n", why->text);
+}
+
+/* The text is that of before, if an earlier fit with the same options left it. */
+static err_t gather_text(struct fitting *f, const struct fit_options *o, struct why *why) {
+    struct lesson *const all[] = {&f->own, &f->other, &f->judge};
+    size_t row_bytes = (size_t)f->fine->config.shape.dim * f->t->ops->weight_bytes;
+    bool found = false;
+    f->own.row_bytes = f->other.row_bytes = f->judge.row_bytes = row_bytes;
+    err_t e = f->kept.folder ? resume_read_text(&f->kept, all, 3, &found, why) : 0;
+    if (!e && !found) {
+        struct why not_kept = {""};
+        e = new_text(f, o, why);
+        if (!e && f->kept.folder && resume_write_text(&f->kept, all, 3, &not_kept))
+            warn(&not_kept);
+    }
     progress_begin(&f->progress, "judge base");
     e = e ? e : base_loss(&f->base, &f->teacher, &f->judge, &f->nothing_kept, &f->progress, why);
     progress_end(&f->progress);
@@ -171,9 +232,43 @@ static bool refits(const struct fitting *f) {
 /* ---- fitting and judging ----------------------------------------------------------------------
  */
 
-static void show(void *arg, int32_t done, int32_t total, double kl) {
-    (void)kl;
-    progress_show(arg, (uint64_t)done, (uint64_t)total);
+/* After each step: shows it, keeps the fit from time to time, stops when a signal asks for it. */
+static bool after(void *arg, const struct fit_report *at) {
+    struct fitting *f = arg;
+    struct why why = {""};
+    progress_show(&f->progress, (uint64_t)at->step, (uint64_t)f->o->steps);
+    if (interrupt_came())
+        return false;
+    if (f->kept.folder && resume_is_due(&f->kept) &&
+        resume_write_fit(&f->kept, &f->student, at, &why))
+        warn(&why);
+    return true;
+}
+
+/* From its beginning, or from where it was left, to its end or to a signal. */
+static err_t steps(struct fitting *f, struct fit_options *o, struct fit_report *r,
+                   struct why *why) {
+    struct interrupt watch;
+    bool found = false;
+    err_t e = f->kept.folder ? resume_read_fit(&f->kept, &f->student, r, &found, why) : 0;
+    if (e)
+        return e;
+    if (found)
+        fprintf(stderr, "Going on after step %d of %d.\n", r->step, o->steps);
+    o->after = after, o->arg = f;
+    progress_begin(&f->progress, "fit");
+    interrupt_watch(&watch);
+    e = fit_run(&f->student, &f->teacher, &f->own, &f->other, o, r, why);
+    if (!e && r->step < o->steps && f->kept.folder)
+        e = resume_write_fit(&f->kept, &f->student, r, why);
+    interrupt_end(&watch);
+    progress_end(&f->progress);
+    if (!e && r->step < o->steps)
+        e = why_set(why, E_CANCELLED,
+                    "Interrupted after step %d of %d. The same command goes on from there%s%s.",
+                    r->step, o->steps, f->kept.folder ? ", with " : "",
+                    f->kept.folder ? f->kept.folder : "");
+    return e;
 }
 
 static void note(struct fitting *f, const char *what, const struct train_loss *l) {
@@ -219,11 +314,8 @@ static err_t fit(struct fitting *f, struct fit_options *o, json_t *made, struct 
     if (!e && refits(f))
         e = refit(f, why);
     llama_release(&f->teacher, llama_head(&f->teacher));
-    progress_begin(&f->progress, "fit");
-    o->progress = show, o->arg = &f->progress;
     if (!e && o->steps > 0)
-        e = fit_run(&f->student, &f->teacher, &f->own, &f->other, o, &r, why);
-    progress_end(&f->progress);
+        e = steps(f, o, &r, why);
     if (e)
         return e;
     json_object_set_new(made, "steps", json_integer(o->steps));
@@ -275,12 +367,17 @@ err_t fitted_write(const struct job_base *base, const struct checkpoint *fine,
     err_t e = device_open(&f.t, o->device, 0, why);
     e = e ? e : check_memory(&f, &options, why);
     e = e ? e : read_models(&f, why);
+    if (!e && f.text && o->path)
+        e = open_kept(&f, &options, why);
     if (!e && f.text)
         e = gather_text(&f, &options, why);
     e = e ? e : open_student(&f, made, why);
     if (!e)
         e = f.text ? fit(&f, &options, made, why) : student_round(&f.student, why);
     e = e ? e : student_write(&f.student, w, report, why);
+    if (!e && f.kept.folder)
+        resume_fit_done(&f.kept);
+    resume_close(&f.kept);
     if (!e)
         *quality = f.quality, f.quality = NULL;
     json_decref(f.quality);

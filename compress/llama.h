@@ -89,7 +89,7 @@ void llama_tape_close(struct llama_tape *t);
 /* Bytes it takes on a device. */
 double llama_tape_bytes(const struct model_config *c, int32_t max_rows, bool back);
 /* The last forward pass: its residual stream before the final norm, device [M, D]; and the input
- * that a matrix of a layer was multiplied with, device [M, k] (back alone). */
+ * that a matrix was multiplied with, device [M, k] (of a layer's matrix: back alone). */
 const float *llama_stream(const struct llama_tape *t);
 const float *llama_input(const struct llama_tape *t, const struct llama *m, int32_t i_matrix);
 
@@ -114,10 +114,10 @@ struct llama_sink {
     bool (*wants)(void *arg, int32_t i_matrix);
     void *arg;
 };
-/* dlogits: device [M, V], gradient of the loss; dstream: device [M, D], what else it is of
- * llama_stream, or NULL. dnorm: device [2L + 1, D], written. The batch, tape and weights must be
+/* dlogits: device [M, V], gradient of the loss; dfinal: device [M, D], what else it is of lm_head's
+ * input, or NULL. dnorm: device [2L + 1, D], written. The batch, tape and weights must be
  * those of the last llama_forward. */
 void llama_backward(const struct llama *m, struct llama_tape *t, const float *dlogits,
-                    const float *dstream, float *dnorm, struct llama_sink sink);
+                    const float *dfinal, float *dnorm, struct llama_sink sink);
 
 #endif

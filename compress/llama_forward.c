@@ -292,15 +292,14 @@ static void head_back(const struct pass *p, const float *dlogits) {
 }
 
 void llama_backward(const struct llama *m, struct llama_tape *t, const float *dlogits,
-                    const float *dstream, float *dnorm, struct llama_sink sink) {
+                    const float *dfinal, float *dnorm, struct llama_sink sink) {
     const struct model_shape *s = &m->config.shape;
     struct pass p = {m, m->t, m->t->ops, t, t->batch.n_rows, sink};
     size_t dim = (size_t)s->dim, last = (size_t)(2 * s->n_layers) * dim;
     head_back(&p, dlogits);
-    if (dstream)
-        p.op->copy(p.train, t->dh, dstream, (size_t)p.rows * dim * sizeof(float));
-    else
-        p.op->zero(p.train, t->dh, (size_t)p.rows * dim * sizeof(float));
+    if (dfinal)
+        p.op->axpy(p.train, (size_t)p.rows * dim, 1, dfinal, t->dx);
+    p.op->zero(p.train, t->dh, (size_t)p.rows * dim * sizeof(float));
     p.op->norm_back(p.train, p.rows, s->dim, t->last, m->norm + last, t->inv, t->dx, t->dh,
                     dnorm + last);
     for (int32_t l = s->n_layers - 1; l >= 0; l--)

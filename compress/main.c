@@ -8,7 +8,14 @@
 #include "config/options.h"
 
 /* sysexits.h's values where it has one. */
-enum { EXIT_OK = 0, EXIT_CHECK_FAILED = 1, EXIT_BAD_USAGE = 64, EXIT_BAD_DATA = 65, EXIT_BUG = 70 };
+enum {
+    EXIT_OK = 0,
+    EXIT_CHECK_FAILED = 1,
+    EXIT_BAD_USAGE = 64,
+    EXIT_BAD_DATA = 65,
+    EXIT_BUG = 70,
+    EXIT_AGAIN = 75, /* interrupted: the same call goes on */
+};
 
 static const struct command *const commands[] = {
     &command_compress, &command_import_diff, &command_import_lora, &command_inspect,
@@ -30,8 +37,7 @@ static void help(FILE *to) {
           "  bitdelta inspect chat.bitdelta\n"
           "  bitdelta verify --base llama-7b chat.bitdelta\n\n"
           "Exit codes: 0 done, 1 the check failed, 64 wrong usage, 65 bad input or no answer, 70 "
-          "internal "
-          "error\n",
+          "internal\nerror, 75 interrupted: the same call goes on\n",
           to);
 }
 
@@ -41,6 +47,8 @@ static int exit_code(const struct command *c, err_t e) {
         return EXIT_OK;
     case E_USAGE:
         return EXIT_BAD_USAGE;
+    case E_CANCELLED:
+        return EXIT_AGAIN;
     case E_NOMEM:
     case E_INTERNAL:
         return EXIT_BUG;

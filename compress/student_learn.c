@@ -28,7 +28,10 @@ static void learn_plane(struct student *s, const struct student_matrix *x, struc
                         const float *grad, const struct student_rates *r) {
     float *row = s->grad, *col = row + x->n;
     struct train_adam scale = {r->scale, r->t};
-    s->t->ops->plane_back(s->t, p, x->n, x->k, grad, (struct train_adam){r->bit, r->t}, row, col);
+    /* Signs of several planes that share a gradient turn against one another: a second plane then
+     * gains nothing. They stay as they started. */
+    struct train_adam bits = {x->n_planes > 1 ? 0 : r->bit, r->t};
+    s->t->ops->plane_back(s->t, p, x->n, x->k, grad, bits, row, col);
     if (r->scale > 0 && r->scale_itself && p->row.n == 1) {
         learn_scale_itself(s->t, &p->row, row, scale);
     } else if (r->scale > 0) {

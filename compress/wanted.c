@@ -22,6 +22,7 @@ static err_t attempt(const struct job_base *base, const struct checkpoint *fine,
     struct fitted_options fitted = o->fitted;
     *out = (struct made){.made = json_deep_copy(about)};
     fitted.bits = bits;
+    fitted.path = path;
     bool bad = json_object_set_new(out->made, "bits", json_real(bits)) < 0;
     if (bad)
         return why_set(why, E_NOMEM, "not enough memory");

@@ -16,7 +16,7 @@ struct setup {
     struct llama_tape *tape;
     struct llama_batch b;
     float logits[ROWS * VOCAB], teacher[ROWS * VOCAB], dnorm[NORMS * DIM];
-    float pull[ROWS * DIM];            /* of the stream, in the loss */
+    float pull[ROWS * DIM];            /* of lm_head's input, in the loss */
     float *grad[LAYERS * N_PARTS + 2]; /* per matrix */
 };
 
@@ -49,7 +49,7 @@ static void open_setup(struct setup *s, bool tied, int32_t window) {
     for (int i = 0; i < ROWS * VOCAB; i++)
         s->teacher[i] = test_gauss(&seed);
     for (int i = 0; i < ROWS * DIM; i++)
-        s->pull[i] = 0.01f * test_gauss(&seed);
+        s->pull[i] = 0.1f * test_gauss(&seed);
 }
 
 static void close_setup(struct setup *s) {
@@ -74,7 +74,7 @@ static double loss_of(struct setup *s) {
     s->t->ops->distil(s->t, ROWS, VOCAB, s->logits, s->teacher, NULL, 1, 0.7f, 1, NULL, &sum);
     double pulled = 0;
     for (int i = 0; i < ROWS * DIM; i++)
-        pulled += (double)s->pull[i] * (double)llama_stream(s->tape)[i];
+        pulled += (double)s->pull[i] * (double)llama_input(s->tape, &s->m, llama_head(&s->m))[i];
     return sum.kl + (double)0.7f * sum.mse + pulled;
 }
 

@@ -167,7 +167,7 @@ static double fitted_kl(struct duo *d, struct budget_choice linear, struct budge
     open_student(d, &s, choice);
     struct lesson none = {0};
     struct fit_options o = {.steps = steps, .rows = 192, .max_length = 16, .kl_weight = 1};
-    o.rates = rates, o.stream_weight = 1;
+    o.rates = rates, o.final_weight = 1;
     struct fit_report r = {0};
     CHECK_OK(fit_run(&s, &d->fine, own, &none, &o, &r, &why), why);
     double kl = kl_of(d, &s.model, &held->text);
