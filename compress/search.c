@@ -8,6 +8,7 @@ static const double usual_slope = 1.1;
 static const double least_slope = 0.15;
 /* Nobody minds a tenth of a bit, and a fit is minutes. */
 static const double fine_enough = 0.1;
+static const double most_step = 2.5; /* two looks at a stair's tread tell no slope */
 /* A share is measured to about this. */
 static const double noise = 1e-4;
 
@@ -52,12 +53,16 @@ bool search_next(const struct search *s, double first, double *bits) {
         /* A little more than should be enough, the more so the more often it was not: a miss costs
          * a whole fit. */
         double step = fmax(search_estimate(s, s->target) - s->bits[miss], fine_enough);
-        *bits = s->bits[miss] + step * (s->n < 3 ? 1 : 1.5) + fine_enough / 2;
+        *bits = s->bits[miss] + fmin(step * (s->n < 3 ? 1 : 1.5), most_step) + fine_enough / 2;
     } else if (miss < 0) {
         *bits = s->least;
     } else {
         double low = log_loss(s->kept[miss]), high = log_loss(s->kept[reach]);
         double part = low > high ? (low - log_loss(s->target)) / (low - high) : 0.5;
+        /* Looks that missed since this one was reached: the curve may be a stair; go up it faster.
+         */
+        for (int32_t i = reach + 1; i < s->n; i++)
+            part = s->kept[i] < s->target ? (1 + part) / 2 : part;
         double width = s->bits[reach] - s->bits[miss], edge = fine_enough / 2 / width;
         if (width <= fine_enough * 1.001 || part > 1 - edge)
             return false;

@@ -63,3 +63,15 @@ TEST(search_estimates_what_a_refusal_names) {
     CHECK(search_estimate(&s, 0.9) > 1.5);
     CHECK(search_estimate(&s, 0.9) < 3);
 }
+
+/* A budget that is spent in whole planes alone: nothing changes between 1.3 and 2, nor from there
+ * to 3. */
+TEST(search_gets_up_a_stair) {
+    struct search s = {.target = 0.95, .least = 1, .most = 8};
+    double bits, best = 9;
+    while (search_next(&s, 1.14, &bits))
+        if (search_add(&s, bits, bits < 1.3 ? 0.939 : bits < 2 ? 0.942 : bits < 3 ? 0.966 : 0.99))
+            best = bits;
+    CHECK(best >= 2 && best < 2.2);
+    CHECK(s.n <= 5);
+}
