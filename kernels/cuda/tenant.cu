@@ -13,6 +13,13 @@ static size_t deltas_at(void) {
     return (sizeof(struct gpu_tenant) + 63) / 64 * 64;
 }
 
+/* Tied on a base with an lm_head of its own, and its embedding is the base's but for rows. */
+static bool as_the_base(const struct cuda *c, const struct tenant_weights *t) {
+    const struct delta *d = &t->embed.delta;
+    return t->tied && !c->shape.tied && !t->embed.dense && !d->n_planes && !d->rank &&
+           t->vocab <= c->shape.vocab;
+}
+
 static void describe(const struct cuda *c, const struct tenant_weights *t, struct gpu_tenant *g) {
     g->norm = t->norm;
     g->rope = t->rope;
@@ -23,6 +30,8 @@ static void describe(const struct cuda *c, const struct tenant_weights *t, struc
     g->tied = t->tied;
     g->embed = t->embed;
     g->head = t->tied ? t->embed : t->head;
+    if (as_the_base(c, t)) /* the packed lm_head is not what it multiplies with */
+        g->head.dense = (const uint16_t *)c->embed;
     for (size_t i = 0; t->delta && i < deltas_of(c); i++) {
         g->has_pairs |= t->delta[i].rank > 0;
         g->has_dense |= t->delta[i].dense != NULL;
@@ -35,10 +44,11 @@ static err_t check(const struct cuda *c, const struct tenant_weights *t, struct 
         return why_set(why, E_UNSUPPORTED,
                        "a vocabulary of %d is more than the logits' width of %d", t->vocab,
                        c->ld_logits);
-    if (t->tied && !c->shape.tied && !t->embed.dense)
+    if (t->tied && !c->shape.tied && !t->embed.dense && !as_the_base(c, t))
         return why_set(why, E_UNSUPPORTED,
                        "its lm_head is its embedding, which on a base with an lm_head of its own "
-                       "the CUDA backend can only do when the embedding is dense");
+                       "the CUDA backend can only do when the embedding is dense, or the base's "
+                       "with other rows but no more of them");
     if (c->kv && t->context > c->max_context && c->n_pages * KV_PAGE_TOKENS > c->max_context)
         return why_set(why, E_UNSUPPORTED,
                        "a context of %d is longer than the %d that attention has scratch for",

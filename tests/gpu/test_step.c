@@ -21,7 +21,8 @@ static struct model_step a, b;
 static void setup(struct kernels **gpu, int32_t shape) {
     unsigned random = 5;
     model_make(&m, shapes[shape]);
-    m.tenant[6].tied = false; /* a tied tenant on a base with an lm_head: the CPU's alone */
+    m.tenant[6].tied = false; /* a delta of a tied embedding, the base's untied: the CPU's alone */
+    m.tenant[2].tied = true;  /* the base's embedding */
     gpu_open(gpu, &m, M_MAX_ROWS, &gm);
     for (int32_t i = 0; i < M_TENANTS; i++)
         for (int32_t j = 0; j < TEXT; j++)
