@@ -2,10 +2,12 @@
  * N tokens of 1, 2 or 8 tenants in equal shares. Beside the wide linear as it is:
  *   base    cuBLAS on W alone, all rows in one GEMM: no tenant can be cheaper
  *   merged  for each tenant, W + delta of a whole matrix to memory, then cuBLAS: what the wide
- * linear must beat take    bringing x into the order of the wide linear, where no producer writes
- * it so Median of 5 passes, which take turns, over all 128 matrices (far more than the L2). Before
- * a mix is timed, sampled outputs of each kind of matrix are compared with a double-precision
- * reference. */
+ *           linear must beat
+ *   take    bringing x into the order of the wide linear, where no producer writes it so
+ *   plain   the product that other devices have, here
+ * Median of 5 passes, which take turns, over all 128 matrices (far more than the L2). Before a mix
+ * is timed, sampled outputs of each kind of matrix are compared with a double-precision reference.
+ */
 #include <algorithm>
 #include <cublas_v2.h>
 #include <functional>
@@ -35,7 +37,7 @@ struct model {
     std::vector<const delta *> d_tenants;
     double base_bytes, tenant_bytes;
     cublasHandle_t blas;
-    prefill *p;
+    prefill *p, *plain;
 };
 
 static model make_model(void) {
@@ -81,6 +83,8 @@ static model make_model(void) {
     m.whole = device_alloc<__half>(widest);
     model_shape shape = {LAYERS, 4096, 32, 32, 128, 11008, 32000, 32000, 0, 1e-5f};
     OK(prefill_open(&m.p, &shape, MOST));
+    OK(prefill_open(&m.plain, &shape, MOST));
+    OK(prefill_use_plain(m.plain));
     if (cublasCreate(&m.blas))
         exit(1);
     void *workspace = device_alloc<char>(64 << 20);
@@ -237,10 +241,10 @@ static void merge_whole(const model &m, int i, const delta *deltas) {
     OK(merge_launch(&a, 2 * multiprocessors(), 0));
 }
 
-static void wide_pass(const model &m, const std::vector<prefill_group> &groups) {
+static void wide_pass(const model &m, prefill *p, const std::vector<prefill_group> &groups) {
     for (int i = 0; i < MATRICES; i++) {
         prefill_linear l = linear_of(m, i, groups);
-        OK(prefill_linear_launch(m.p, &l, 0));
+        OK(prefill_linear_launch(p, &l, 0));
     }
 }
 static void base_pass(const model &m, int rows) {
@@ -248,10 +252,10 @@ static void base_pass(const model &m, int rows) {
         gemm(m, i % KINDS, m.base[i], 0, rows);
 }
 /* Also leaves an input of random numbers for wide_pass: a product with zeros takes less power. */
-static void take_pass(const model &m, int rows) {
+static void take_pass(const model &m, prefill *p, int rows) {
     for (int i = 0; i < MATRICES; i++) {
         int k = kinds[i % KINDS].n_k;
-        OK(prefill_take(m.p, m.x[i % KINDS], k, k, rows, 0));
+        OK(prefill_take(p, m.x[i % KINDS], k, k, rows, 0));
     }
 }
 static void merged_pass(const model &m, const std::vector<prefill_group> &groups) {
@@ -268,20 +272,22 @@ int main(void) {
     OK(linear_setup());
     model m = make_model();
     printf("base %.2f GB, tenant %.3f GB; ms\n", m.base_bytes / 1e9, m.tenant_bytes / 1e9);
-    printf("%7s %7s %9s %9s %9s %9s %9s %8s\n", "tokens", "tenants", "base", "TFLOP/s", "merged",
-           "take", "wide", "of base");
+    printf("%7s %7s %9s %9s %9s %9s %9s %8s %9s\n", "tokens", "tenants", "base", "TFLOP/s",
+           "merged", "take", "wide", "of base", "plain");
     for (int tenants : {1, 2, 8})
         for (int rows : {128, 256, 512, 1024, 2048, 4096}) {
             if (rows / tenants < WIDE_MIN)
                 continue;
             std::vector<prefill_group> groups = equal_shares(m, rows, tenants);
             check(m, groups, tenants);
+            take_pass(m, m.plain, rows);
             std::vector<float> ms =
                 medians({[&] { base_pass(m, rows); }, [&] { merged_pass(m, groups); },
-                         [&] { take_pass(m, rows); }, [&] { wide_pass(m, groups); }});
+                         [&] { take_pass(m, m.p, rows); }, [&] { wide_pass(m, m.p, groups); },
+                         [&] { wide_pass(m, m.plain, groups); }});
             float base = ms[0], merged = ms[1], take = ms[2], wide = ms[3];
-            printf("%7d %7d %9.2f %9.0f %9.2f %9.2f %9.2f %7.1f%%\n", rows, tenants, base,
-                   m.base_bytes * rows / base / 1e9, merged, take, wide, 100 * base / wide);
+            printf("%7d %7d %9.2f %9.0f %9.2f %9.2f %9.2f %7.1f%% %9.2f\n", rows, tenants, base,
+                   m.base_bytes * rows / base / 1e9, merged, take, wide, 100 * base / wide, ms[4]);
         }
     CUDA(cudaDeviceSynchronize());
     return 0;
