@@ -13,6 +13,7 @@
 #include "compress/refit.h"
 #include "compress/resume.h"
 #include "compress/student_write.h"
+#include "config/clock.h"
 #include "config/options.h"
 
 enum {
@@ -61,8 +62,19 @@ struct fitting {
     struct progress progress;
     bool text; /* there is some to measure and fit on: not for the published start */
     struct train_loss nothing_kept; /* of the base, on the text to judge by */
+    struct cost *cost;
     json_t *quality;
 };
+
+/* A phase, with a bar. */
+static void begin(struct fitting *f, const char *what) {
+    progress_begin(&f->progress, what);
+}
+static void end(struct fitting *f) {
+    progress_end(&f->progress);
+    cost_add(f->cost, f->progress.what, mono_us() - f->progress.began_us);
+    cost_look(f->cost, f->t);
+}
 
 /* ---- before anything costs time -------------------------------------------------------------- */
 
@@ -90,16 +102,16 @@ static err_t check_memory(const struct fitting *f, const struct fit_options *o, 
 
 static err_t read_models(struct fitting *f, struct why *why) {
     struct llama_files base = {&f->base_files->checkpoint, true}, fine = {f->fine, false};
-    progress_begin(&f->progress, "read base");
+    begin(f, "read base");
     err_t e = llama_load(&f->base, f->t, &base.files->config, llama_source_files(&base),
                          &f->progress, why);
-    progress_end(&f->progress);
+    end(f);
     if (e || !f->text)
         return e;
-    progress_begin(&f->progress, "read model");
+    begin(f, "read model");
     e = llama_load(&f->teacher, f->t, &fine.files->config, llama_source_files(&fine), &f->progress,
                    why);
-    progress_end(&f->progress);
+    end(f);
     return e;
 }
 
@@ -183,7 +195,7 @@ static err_t new_text(struct fitting *f, const struct fit_options *o, struct why
     double ids = (double)f->o->steps * o->rows / passes, own = 1 - (double)o->other_share;
     ids = own > 0 && ids * own < LEAST_ROWS ? LEAST_ROWS / own : ids;
     struct lesson other = {0}; /* as it was written, or given */
-    progress_begin(&f->progress, "write text");
+    begin(f, "write text");
     err_t e = write_text(f, &f->teacher, JUDGE_ROWS, f->o->seed + 77, length, &f->judge, why);
     if (!e && own > 0)
         e = write_text(f, &f->teacher, ids * own, f->o->seed, length, &f->own, why);
@@ -191,10 +203,10 @@ static err_t new_text(struct fitting *f, const struct fit_options *o, struct why
         e = read_text(f, length, &other.text, why);
     else if (!e)
         e = write_text(f, &f->base, ids * (double)o->other_share, f->o->seed, length, &other, why);
-    progress_end(&f->progress);
-    progress_begin(&f->progress, "read text");
+    end(f);
+    begin(f, "read text");
     e = e ? e : lesson_read(&f->other, &f->teacher, &other.text, o->rows, &f->progress, why);
-    progress_end(&f->progress);
+    end(f);
     lesson_free(&other);
     return e;
 }
@@ -217,9 +229,9 @@ static err_t gather_text(struct fitting *f, const struct fit_options *o, struct 
         if (!e && f->kept.folder && resume_write_text(&f->kept, all, 3, &not_kept))
             warn(&not_kept);
     }
-    progress_begin(&f->progress, "judge base");
+    begin(f, "judge base");
     e = e ? e : base_loss(&f->base, &f->teacher, &f->judge, &f->nothing_kept, &f->progress, why);
-    progress_end(&f->progress);
+    end(f);
     return e;
 }
 
@@ -237,6 +249,8 @@ static bool after(void *arg, const struct fit_report *at) {
     struct fitting *f = arg;
     struct why why = {""};
     progress_show(&f->progress, (uint64_t)at->step, (uint64_t)f->o->steps);
+    if (at->step == 1)
+        cost_look(f->cost, f->t);
     if (interrupt_came())
         return false;
     if (f->kept.folder && resume_is_due(&f->kept) &&
@@ -256,13 +270,13 @@ static err_t steps(struct fitting *f, struct fit_options *o, struct fit_report *
     if (found)
         fprintf(stderr, "Going on after step %d of %d.\n", r->step, o->steps);
     o->after = after, o->arg = f;
-    progress_begin(&f->progress, "fit");
+    begin(f, "fit");
     interrupt_watch(&watch);
     e = fit_run(&f->student, &f->teacher, &f->own, &f->other, o, r, why);
     if (!e && r->step < o->steps && f->kept.folder)
         e = resume_write_fit(&f->kept, &f->student, r, why);
     interrupt_end(&watch);
-    progress_end(&f->progress);
+    end(f);
     if (!e && r->step < o->steps)
         e = why_set(why, E_CANCELLED,
                     "Interrupted after step %d of %d. The same command goes on from there%s%s.",
@@ -283,9 +297,9 @@ static void note(struct fitting *f, const char *what, const struct train_loss *l
 
 static err_t judge(struct fitting *f, const char *when, struct why *why) {
     struct train_loss l = {0};
-    progress_begin(&f->progress, "judge");
+    begin(f, "judge");
     err_t e = fit_judge(&f->student.model, &f->teacher, &f->judge, &l, &f->progress, why);
-    progress_end(&f->progress);
+    end(f);
     if (!e)
         note(f, when, &l);
     return e;
@@ -299,9 +313,9 @@ static err_t refit(struct fitting *f, struct why *why) {
                               .signs = true,
                               .teacher = &f->teacher,
                               .p = &f->progress};
-    progress_begin(&f->progress, "refit");
+    begin(f, "refit");
     err_t e = refit_run(&f->student, &f->own.text, &o, NULL, why);
-    progress_end(&f->progress);
+    end(f);
     return e;
 }
 
@@ -338,17 +352,17 @@ static err_t open_student(struct fitting *f, json_t *made, struct why *why) {
     struct budget_result expected;
     if (!choice)
         return why_set(why, E_NOMEM, "not enough memory");
-    progress_begin(&f->progress, "measure");
+    begin(f, "measure");
     err_t e = plan_choose(&plan, &f->teacher, &f->base_files->checkpoint, f->fine, &f->own.text,
                           choice, &expected, &f->progress, why);
-    progress_end(&f->progress);
+    end(f);
     if (f->text && !refits(f))
         llama_release(&f->teacher, llama_head(&f->teacher));
-    progress_begin(&f->progress, "difference");
+    begin(f, "difference");
     e = e ? e
           : student_open(&f->student, f->t, &f->base, &f->base_files->checkpoint, f->fine, choice,
                          &f->progress, why);
-    progress_end(&f->progress);
+    end(f);
     if (!e && expected.loss_at_base > 0)
         json_object_set_new(made, "expected_kl", json_real(expected.loss));
     free(choice);
@@ -358,13 +372,15 @@ static err_t open_student(struct fitting *f, json_t *made, struct why *why) {
 err_t fitted_write(const struct job_base *base, const struct checkpoint *fine,
                    const struct fitted_options *o, struct tenant_writer *w, struct report *report,
                    json_t *made, json_t **quality, struct why *why) {
-    struct fitting f = {.o = o, .base_files = base, .fine = fine};
+    struct fitting f = {.o = o, .base_files = base, .fine = fine, .cost = &report->cost};
     f.text = !o->published || o->steps > 0;
     struct fit_options options = o->published ? published_defaults : fit_defaults;
     options.steps = o->steps;
     if (options.max_length > fine->config.context)
         options.max_length = fine->config.context;
     err_t e = device_open(&f.t, o->device, 0, why);
+    if (!e)
+        cost_begin(f.cost, f.t);
     e = e ? e : check_memory(&f, &options, why);
     e = e ? e : read_models(&f, why);
     if (!e && f.text && o->path)
@@ -374,7 +390,10 @@ err_t fitted_write(const struct job_base *base, const struct checkpoint *fine,
     e = e ? e : open_student(&f, made, why);
     if (!e)
         e = f.text ? fit(&f, &options, made, why) : student_round(&f.student, why);
+    begin(&f, "write");
     e = e ? e : student_write(&f.student, w, report, why);
+    if (f.t)
+        end(&f);
     if (!e && f.kept.folder)
         resume_fit_done(&f.kept);
     resume_close(&f.kept);

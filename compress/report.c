@@ -54,6 +54,7 @@ void report_print(const struct report *r, double file_bytes) {
     print_row("whole file", &all);
     puts("change: |difference| / |base|.  lost: |difference - what is kept| / |difference|.  "
          "error: their product.");
+    cost_print(&r->cost);
 }
 
 static double number(const json_t *score, const char *key) {
@@ -119,5 +120,7 @@ json_t *report_json(const struct report *r, double file_bytes) {
         json_object_set_new(out, names[i], row_json(&r->row[i]));
     json_object_set_new(out, "all_linears", row_json(&linears));
     json_object_set_new(out, "whole_file", row_json(&all));
+    if (r->cost.device[0])
+        json_object_set_new(out, "cost", cost_json(&r->cost));
     return out;
 }

@@ -4,6 +4,7 @@
 
 #include <jansson.h>
 
+#include "compress/cost.h"
 #include "kernels/kernels.h"
 
 enum { REPORT_EMBED = N_PARTS, REPORT_HEAD, REPORT_NORM, N_REPORT };
@@ -18,6 +19,7 @@ struct report_row {
 
 struct report {
     struct report_row row[N_REPORT];
+    struct cost cost; /* of a fit */
 };
 
 /* Remembers the kind of one matrix of the row. */
