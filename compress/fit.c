@@ -71,6 +71,7 @@ struct run {
     struct student *s;
     struct bench b;
     struct student_rates rates; /* of this step */
+    int32_t rows;               /* of this step */
     float *norm_grad;           /* device [2L + 1, D] */
     float *final_grad;          /* device [rows, D] */
     float *dots, *host_dots;    /* device, host [rows] */
@@ -78,7 +79,10 @@ struct run {
 
 static void learn(void *arg, int32_t i_matrix, float *grad) {
     struct run *r = arg;
-    student_learn(r->s, i_matrix, grad, &r->rates);
+    const struct llama *m = r->b.m;
+    struct student_flow flow = {r->rows, llama_input(r->b.tape, m, i_matrix),
+                                llama_output_grad(r->b.tape, m, i_matrix)};
+    student_learn(r->s, i_matrix, grad, &flow, &r->rates);
 }
 static bool wants(void *arg, int32_t i_matrix) {
     const struct run *r = arg;
@@ -140,6 +144,7 @@ static double one_step(struct run *r, const struct llama_batch *batch,
                        const struct fit_options *o) {
     struct train_loss sum = {0};
     struct bench *b = &r->b;
+    r->rows = batch->n_rows;
     bench_forward(b, batch);
     b->t->ops->distil(b->t, batch->n_rows, b->m->config.shape.vocab, b->ours, b->theirs, NULL,
                       o->kl_weight, o->mse_weight, 1 / (float)batch->n_rows, b->ours, &sum);

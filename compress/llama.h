@@ -92,6 +92,9 @@ double llama_tape_bytes(const struct model_config *c, int32_t max_rows, bool bac
  * that a matrix was multiplied with, device [M, k] (of a layer's matrix: back alone). */
 const float *llama_stream(const struct llama_tape *t);
 const float *llama_input(const struct llama_tape *t, const struct llama *m, int32_t i_matrix);
+/* In a sink: the gradient of what the matrix gave, device [M, n], from which its own was made, grad
+ * = dy' input; NULL: of the embedding. */
+const float *llama_output_grad(const struct llama_tape *t, const struct llama *m, int32_t i_matrix);
 
 /* logits: device [M, V], V = vocabulary of m; NULL: up to llama_stream alone. */
 void llama_forward(const struct llama *m, const struct llama_batch *b, struct llama_tape *t,

@@ -22,6 +22,7 @@ struct llama_tape {
     float *dq, *dk, *dv, *dctx; /* gradients like q, k, v, ctx */
     float *dgate, *dup, *dact;  /* gradients [M, F] */
     float *dw, *dembed;         /* gradient of the largest matrix; of the embedding, when tied */
+    const float *dlogits;       /* [M, V] the caller's */
     float *block;               /* all of the above: one piece of the device; owned */
     struct train_batch batch;   /* of the last forward pass; arrays on the device */
     int32_t *ints, *host_ints;  /* [3 M + 1] those arrays, and what they are filled from; owned */
@@ -137,6 +138,13 @@ const float *llama_input(const struct llama_tape *t, const struct llama *m, int3
     default:
         return a->x1;
     }
+}
+
+const float *llama_output_grad(const struct llama_tape *t, const struct llama *m, int32_t i) {
+    const float *const of_part[N_PARTS] = {
+        [PART_Q] = t->dq,       [PART_K] = t->dk,   [PART_V] = t->dv,   [PART_O] = t->dh,
+        [PART_GATE] = t->dgate, [PART_UP] = t->dup, [PART_DOWN] = t->dh};
+    return i < llama_embed(m) ? of_part[i % N_PARTS] : i == llama_head(m) ? t->dlogits : NULL;
 }
 
 /* Brings ids, positions and starts to the device. */
@@ -296,6 +304,7 @@ void llama_backward(const struct llama *m, struct llama_tape *t, const float *dl
     const struct model_shape *s = &m->config.shape;
     struct pass p = {m, m->t, m->t->ops, t, t->batch.n_rows, sink};
     size_t dim = (size_t)s->dim, last = (size_t)(2 * s->n_layers) * dim;
+    t->dlogits = dlogits;
     head_back(&p, dlogits);
     if (dfinal)
         p.op->axpy(p.train, (size_t)p.rows * dim, 1, dfinal, t->dx);

@@ -162,7 +162,8 @@ static err_t open_gradients(struct student *s) {
     size_t most = 0;
     for (int32_t i = 0; i < s->model.n_matrices; i++) {
         const struct student_matrix *x = &s->matrix[i];
-        size_t each = (size_t)x->n + (size_t)x->k, n = each * (size_t)(x->rank > 1 ? x->rank : 1);
+        size_t each = (size_t)x->n + (size_t)x->k + STUDENT_MAX_ROWS,
+               n = each * (size_t)(x->rank > 1 ? x->rank : 1);
         most = n > most ? n : most;
     }
     return s->t->ops->take(s->t, most * sizeof(float), (void **)&s->grad);

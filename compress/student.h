@@ -77,9 +77,16 @@ struct student_rates {
     float norm;
     int32_t t; /* number of this step, from 1 */
 };
+/* Where a gradient came from: grad = dy' x, x [rows, K], dy [rows, rows of the model's matrix],
+ * device. dy NULL: unknown. */
+struct student_flow {
+    int32_t rows; /* at most STUDENT_MAX_ROWS */
+    const float *x, *dy;
+};
+enum { STUDENT_MAX_ROWS = 4096 };
 /* One step against the gradient, device [rows of the model's matrix, K]. */
 void student_learn(struct student *s, int32_t i_matrix, const float *grad,
-                   const struct student_rates *r);
+                   const struct student_flow *flow, const struct student_rates *r);
 /* Whether any step changes this matrix: for llama_sink.wants. */
 bool student_learns(const struct student *s, int32_t i_matrix);
 void student_learn_norms(struct student *s, const float *grad, const struct student_rates *r);

@@ -89,11 +89,19 @@ static void sample(struct duo *d, int32_t n, uint64_t seed, struct lesson *out) 
     CHECK_OK(sample_documents(&d->fine, n, 16, &o, out, &why), why);
 }
 
+struct learning {
+    struct student *s;
+    const struct llama_tape *tape;
+    int32_t rows;
+};
 static void learn(void *arg, int32_t i, float *grad) {
+    const struct learning *l = arg;
+    struct student_flow flow = {l->rows, llama_input(l->tape, &l->s->model, i),
+                                llama_output_grad(l->tape, &l->s->model, i)};
     /* Rates so small that nothing moves (a sign of exactly 0 would: none for signs); after one step
      * a mean is a tenth of the gradient. */
     struct student_rates r = {.scale = 1e-20f, .low_rank = 1e-20f, .t = 1};
-    student_learn(arg, i, grad, &r);
+    student_learn(l->s, i, grad, &flow, &r);
 }
 
 static void check_slope(struct duo *d, struct student *s, const struct corpus *text, int32_t i,
@@ -135,7 +143,8 @@ TEST(student_gradients_of_scales_and_pairs_match_finite_differences) {
     llama_forward(&d.fine, &b, tape, t);
     llama_forward(&s.model, &b, tape, y);
     d.t->ops->distil(d.t, b.n_rows, vocab, y, t, NULL, 1, 0, 1 / (float)b.n_rows, y, &sum);
-    llama_backward(&s.model, tape, y, NULL, dnorm, (struct llama_sink){learn, NULL, &s});
+    struct learning learning = {&s, tape, b.n_rows};
+    llama_backward(&s.model, tape, y, NULL, dnorm, (struct llama_sink){learn, NULL, &learning});
     static const int32_t matrices[] = {PART_Q, PART_V, PART_O, PART_UP, N_PARTS + PART_DOWN};
     for (size_t i = 0; i < sizeof matrices / sizeof *matrices; i++) {
         struct train_plane *p = &s.matrix[matrices[i]].plane[0];
