@@ -17,11 +17,6 @@ static const double slack = 1.0005;
 static const double planes_leave[MAX_PLANES + 1] = {1,       0.36338, 0.11885,   0.03744,   0.01154,
                                                     0.00350, 0.00104, 0.0003043, 0.00008769};
 
-/* The least that every changed linear gets. */
-struct least {
-    int32_t planes;
-    enum budget_scales scales;
-};
 /* What a pair alone may leave of what the least planes would. */
 static const double pair_worth = 0.1;
 
@@ -95,16 +90,14 @@ static void find_hull(struct frontier *f) {
     }
 }
 
-static bool allowed(const struct budget_matrix *m, const struct budget_choice *c,
-                    struct least least) {
-    struct budget_choice floor = {.planes = least.planes, .scales = least.scales};
-    if (!least.planes || !(m->energy > 0))
-        return true;
-    return c->planes ? c->planes >= least.planes && c->scales >= least.scales
-                     : budget_loss(m, c) < pair_worth * budget_loss(m, &floor);
+/* linear: it must have a plane, if it changed. */
+static bool allowed(const struct budget_matrix *m, const struct budget_choice *c, bool linear) {
+    struct budget_choice plane = {.planes = 1, .scales = SCALES_ONE};
+    return !linear || c->planes || !(m->energy > 0) ||
+           budget_loss(m, c) < pair_worth * budget_loss(m, &plane);
 }
 
-static err_t frontier_open(struct frontier *f, const struct budget_matrix *m, struct least floor) {
+static err_t frontier_open(struct frontier *f, const struct budget_matrix *m, bool linear) {
     int32_t least = m->n < m->k ? m->n : m->k,
             ranks = m->n_roots < least / 2 ? m->n_roots : least / 2;
     size_t cap = (size_t)(MAX_PLANES * N_SCALES + 1) * (size_t)(ranks + 1) + 1;
@@ -117,7 +110,7 @@ static err_t frontier_open(struct frontier *f, const struct budget_matrix *m, st
         for (int s = 0; s < (c.planes ? N_SCALES : 1); s++)
             for (c.rank = 0; c.rank <= ranks; c.rank++) {
                 c.scales = (enum budget_scales)s;
-                if (!allowed(m, &c, floor))
+                if (!allowed(m, &c, linear))
                     continue;
                 f->point[f->n++] = (struct point){budget_bits(m, &c), budget_loss(m, &c), c};
             }
@@ -141,10 +134,9 @@ static const struct point *chosen(const struct frontier *f) {
 }
 
 /* Takes steps of matrices [first, end), the steepest first, while they fit into *left and gain at
- * least `price` a bit. Returns what the last step gained a bit. A step that does not fit ends its
- * matrix's walk: what lies behind it costs more and gains less. */
-static double walk(struct frontier *f, int32_t first, int32_t end, double price, double *left) {
-    double last = 0;
+ * least `price` a bit. A step that does not fit ends its matrix's walk: what lies behind it costs
+ * more and gains less. */
+static void walk(struct frontier *f, int32_t first, int32_t end, double price, double *left) {
     for (;;) {
         int32_t best = -1;
         double best_slope = price;
@@ -157,11 +149,21 @@ static double walk(struct frontier *f, int32_t first, int32_t end, double price,
                 best = i, best_slope = s;
         }
         if (best < 0)
-            return last;
+            return;
         *left -= f[best].point[f[best].hull[f[best].at + 1]].bits - chosen(&f[best])->bits;
         f[best].at++;
-        last = best_slope;
     }
+}
+
+/* What the next bit would gain in any of these matrices. */
+static double next_price(const struct frontier *f, int32_t end) {
+    double price = 0;
+    for (int32_t i = 0; i < end; i++)
+        if (f[i].at + 1 < f[i].n_hull) {
+            double s = slope(chosen(&f[i]), &f[i].point[f[i].hull[f[i].at + 1]]);
+            price = s > price ? s : price;
+        }
+    return price;
 }
 
 /* The last bits: any point of any matrix that still fits, the largest gain first. pick [n_all]:
@@ -186,28 +188,12 @@ static void fill(const struct frontier *f, int32_t end, const struct point **pic
     }
 }
 
-/* As many planes, with scales as good, as `bits` pay for in all linears. */
-static struct least find_least(const struct budget_matrix *m, int32_t n_linears, double bits) {
-    for (int32_t planes = MAX_PLANES; planes > 0; planes--)
-        for (int s = planes > 1 ? SCALES_BOTH : N_SCALES - 1; s >= (planes > 1 ? SCALES_BOTH : 0);
-             s--) {
-            struct budget_choice c = {.planes = planes, .scales = (enum budget_scales)s};
-            double all = 0;
-            for (int32_t i = 0; i < n_linears; i++)
-                all += m[i].energy > 0 ? budget_bits(&m[i], &c) : 0;
-            if (all <= bits)
-                return (struct least){planes, c.scales};
-        }
-    return (struct least){0, SCALES_ONE};
-}
-
 static err_t open_all(struct frontier **out, const struct budget_matrix *m, int32_t n_linears,
-                      int32_t n, double bits) {
+                      int32_t n) {
     struct frontier *f = calloc((size_t)n, sizeof *f);
-    struct least floor = find_least(m, n_linears, bits);
     err_t e = f ? 0 : E_NOMEM;
     for (int32_t i = 0; !e && i < n; i++)
-        e = frontier_open(&f[i], &m[i], i < n_linears ? floor : (struct least){0, SCALES_ONE});
+        e = frontier_open(&f[i], &m[i], i < n_linears);
     if (e)
         frontiers_close(f, n);
     *out = e ? NULL : f;
@@ -257,7 +243,8 @@ static err_t spend(struct frontier *f, const struct budget_matrix *m, int32_t n_
     double before = left;
     for (int32_t i = 0; i < n_linears; i++)
         left -= chosen(&f[i])->bits - m[i].fixed_bits;
-    double price = walk(f, 0, n_linears, 0, &left);
+    walk(f, 0, n_linears, 0, &left);
+    double price = next_price(f, n_linears);
     for (int32_t i = 0; i < n_linears; i++)
         pick[i] = chosen(&f[i]);
     fill(f, n_linears, pick, &left);
@@ -279,7 +266,7 @@ err_t budget_spend(const struct budget_matrix *m, int32_t n_linears, int32_t n_a
                    const struct budget_limits *limits, struct budget_choice *choice,
                    struct budget_result *result, struct why *why) {
     struct frontier *f;
-    err_t e = open_all(&f, m, n_linears, n_all, linear_bits(m, n_linears, n_all, limits));
+    err_t e = open_all(&f, m, n_linears, n_all);
     e = e ? e : spend(f, m, n_linears, n_all, limits, choice, result, why);
     frontiers_close(f, n_all);
     return e == E_NOMEM ? why_set(why, e, "There is not enough memory to share out the bits.") : e;

@@ -433,8 +433,8 @@ TEST(tool_finds_the_bits_that_go_a_share_of_the_way) {
     json_t *made = inspected("made"), *quality = inspected("quality");
     double bits = json_number_value(json_object_get(made, "bits")),
            kept = json_number_value(json_object_get(quality, "kept"));
-    CHECK(bits > 1.5 && bits < 6);
-    CHECK(kept >= 0.6 && kept < 0.8);
+    if (!(bits > 1.2 && bits < 6 && kept >= 0.6 && kept < 0.8))
+        test_fail(__FILE__, __LINE__, "%.2f bits go %.3f of the way", bits, kept);
     double kl = json_number_value(json_object_get(json_object_get(quality, "fitted"), "kl")),
            base_kl = json_number_value(json_object_get(json_object_get(quality, "base"), "kl"));
     CHECK_NEAR(kept, 1 - sqrt(kl / base_kl), 1e-9, 0);
