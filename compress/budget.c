@@ -90,14 +90,13 @@ static void find_hull(struct frontier *f) {
     }
 }
 
-/* linear: it must have a plane, if it changed. */
-static bool allowed(const struct budget_matrix *m, const struct budget_choice *c, bool linear) {
+/* A matrix that changed must have a plane. */
+static bool allowed(const struct budget_matrix *m, const struct budget_choice *c) {
     struct budget_choice plane = {.planes = 1, .scales = SCALES_ONE};
-    return !linear || c->planes || !(m->energy > 0) ||
-           budget_loss(m, c) < pair_worth * budget_loss(m, &plane);
+    return c->planes || !(m->energy > 0) || budget_loss(m, c) < pair_worth * budget_loss(m, &plane);
 }
 
-static err_t frontier_open(struct frontier *f, const struct budget_matrix *m, bool linear) {
+static err_t frontier_open(struct frontier *f, const struct budget_matrix *m) {
     int32_t least = m->n < m->k ? m->n : m->k,
             ranks = m->n_roots < least / 2 ? m->n_roots : least / 2;
     size_t cap = (size_t)(MAX_PLANES * N_SCALES + 1) * (size_t)(ranks + 1) + 1;
@@ -110,7 +109,7 @@ static err_t frontier_open(struct frontier *f, const struct budget_matrix *m, bo
         for (int s = 0; s < (c.planes ? N_SCALES : 1); s++)
             for (c.rank = 0; c.rank <= ranks; c.rank++) {
                 c.scales = (enum budget_scales)s;
-                if (!allowed(m, &c, linear))
+                if (!allowed(m, &c))
                     continue;
                 f->point[f->n++] = (struct point){budget_bits(m, &c), budget_loss(m, &c), c};
             }
@@ -133,19 +132,18 @@ static const struct point *chosen(const struct frontier *f) {
     return &f->point[f->hull[f->at]];
 }
 
-/* Takes steps of matrices [first, end), the steepest first, while they fit into *left and gain at
- * least `price` a bit. A step that does not fit ends its matrix's walk: what lies behind it costs
- * more and gains less. */
-static void walk(struct frontier *f, int32_t first, int32_t end, double price, double *left) {
+/* Takes steps of matrices [first, end), the steepest first, while they fit into *left. A step that
+ * does not fit ends its matrix's walk: what lies behind it costs more and gains less. */
+static void walk(struct frontier *f, int32_t first, int32_t end, double *left) {
     for (;;) {
         int32_t best = -1;
-        double best_slope = price;
+        double best_slope = 0;
         for (int32_t i = first; i < end; i++) {
             if (f[i].at + 1 >= f[i].n_hull)
                 continue;
             const struct point *a = chosen(&f[i]), *b = &f[i].point[f[i].hull[f[i].at + 1]];
             double s = slope(a, b);
-            if (b->bits - a->bits <= *left && (best < 0 ? s >= best_slope : s > best_slope))
+            if (b->bits - a->bits <= *left && s > best_slope)
                 best = i, best_slope = s;
         }
         if (best < 0)
@@ -155,25 +153,15 @@ static void walk(struct frontier *f, int32_t first, int32_t end, double price, d
     }
 }
 
-/* What the next bit would gain in any of these matrices. */
-static double next_price(const struct frontier *f, int32_t end) {
-    double price = 0;
-    for (int32_t i = 0; i < end; i++)
-        if (f[i].at + 1 < f[i].n_hull) {
-            double s = slope(chosen(&f[i]), &f[i].point[f[i].hull[f[i].at + 1]]);
-            price = s > price ? s : price;
-        }
-    return price;
-}
-
 /* The last bits: any point of any matrix that still fits, the largest gain first. pick [n_all]:
  * points in use. */
-static void fill(const struct frontier *f, int32_t end, const struct point **pick, double *left) {
+static void fill(const struct frontier *f, int32_t first, int32_t end, const struct point **pick,
+                 double *left) {
     for (;;) {
         const struct point *best = NULL;
         int32_t where = 0;
         double gain = 0;
-        for (int32_t i = 0; i < end; i++)
+        for (int32_t i = first; i < end; i++)
             for (int32_t l = 0; l < f[i].n; l++) {
                 const struct point *p = &f[i].point[l];
                 if (p->bits - pick[i]->bits > *left)
@@ -188,12 +176,11 @@ static void fill(const struct frontier *f, int32_t end, const struct point **pic
     }
 }
 
-static err_t open_all(struct frontier **out, const struct budget_matrix *m, int32_t n_linears,
-                      int32_t n) {
+static err_t open_all(struct frontier **out, const struct budget_matrix *m, int32_t n) {
     struct frontier *f = calloc((size_t)n, sizeof *f);
     err_t e = f ? 0 : E_NOMEM;
     for (int32_t i = 0; !e && i < n; i++)
-        e = frontier_open(&f[i], &m[i], i < n_linears);
+        e = frontier_open(&f[i], &m[i]);
     if (e)
         frontiers_close(f, n);
     *out = e ? NULL : f;
@@ -207,14 +194,20 @@ static double linear_weights(const struct budget_matrix *m, int32_t n_linears) {
     return weights;
 }
 
-/* What the linears may take. */
-static double linear_bits(const struct budget_matrix *m, int32_t n_linears, int32_t n_all,
-                          const struct budget_limits *limits) {
-    double bits = limits->bits * linear_weights(m, n_linears) * slack, fixed = 0;
-    for (int32_t i = 0; i < n_all; i++)
-        fixed += m[i].fixed_bits;
-    return limits->file_bits > 0 && limits->file_bits - fixed < bits ? limits->file_bits - fixed
-                                                                     : bits;
+/* Spends on matrices [first, end) what *left has, beyond what the least of each takes. */
+static void spend_on(struct frontier *f, int32_t first, int32_t end, const struct point **pick,
+                     double *left) {
+    walk(f, first, end, left);
+    for (int32_t i = first; i < end; i++)
+        pick[i] = chosen(&f[i]);
+    fill(f, first, end, pick, left);
+}
+
+static double least_bits(const struct frontier *f, int32_t first, int32_t end) {
+    double bits = 0;
+    for (int32_t i = first; i < end; i++)
+        bits += chosen(&f[i])->bits;
+    return bits;
 }
 
 static err_t spend(struct frontier *f, const struct budget_matrix *m, int32_t n_linears,
@@ -225,37 +218,28 @@ static err_t spend(struct frontier *f, const struct budget_matrix *m, int32_t n_
         return E_NOMEM;
     err_t e = 0;
     struct budget_choice none = {0};
-    double weights = linear_weights(m, n_linears), fixed = 0,
-           left = linear_bits(m, n_linears, n_all, limits);
+    double weights = linear_weights(m, n_linears), linears = least_bits(f, 0, n_linears),
+           vocab = least_bits(f, n_linears, n_all), left = limits->bits * weights * slack,
+           file = limits->file_bits > 0 ? limits->file_bits : 1e300;
     *r = (struct budget_result){0};
-    for (int32_t i = 0; i < n_all; i++) {
-        fixed += m[i].fixed_bits;
-        r->loss_at_base += budget_loss(&m[i], &none);
-        f[i].at = 0;
-    }
-    if (left < weights) {
+    left = (left < file - vocab ? left : file - vocab) - linears;
+    if (left < 0) {
         e = why_set(why, E_TOO_LARGE,
-                    "The file may take %.1f MB, and one bit for every weight of the linears "
-                    "already takes %.1f MB with what cannot be left out: allow that much.",
-                    limits->file_bits / 8e6, (weights * slack + fixed) / 8e6);
+                    "The file may take %.1f MB and the linears %.3f bits a weight; one plane for "
+                    "every matrix takes %.1f MB and %.3f bits: allow that much.",
+                    file / 8e6, limits->bits, (linears + vocab) / 8e6, linears / weights);
         goto out;
     }
-    double before = left;
+    spend_on(f, 0, n_linears, pick, &left);
     for (int32_t i = 0; i < n_linears; i++)
-        left -= chosen(&f[i])->bits - m[i].fixed_bits;
-    walk(f, 0, n_linears, 0, &left);
-    double price = next_price(f, n_linears);
-    for (int32_t i = 0; i < n_linears; i++)
-        pick[i] = chosen(&f[i]);
-    fill(f, n_linears, pick, &left);
-    r->bits = weights > 0 ? (before - left) / weights : 0;
-    double rest = limits->file_bits > 0 ? limits->file_bits - fixed - (before - left) : 1e300;
-    walk(f, n_linears, n_all, price, &rest);
+        r->bits += pick[i]->bits / weights;
+    double rest = file - vocab - r->bits * weights;
+    spend_on(f, n_linears, n_all, pick, &rest);
     for (int32_t i = 0; i < n_all; i++) {
-        pick[i] = i < n_linears ? pick[i] : chosen(&f[i]);
         choice[i] = pick[i]->choice;
         r->file_bits += pick[i]->bits;
         r->loss += pick[i]->loss;
+        r->loss_at_base += budget_loss(&m[i], &none);
     }
 out:
     free(pick);
@@ -266,7 +250,7 @@ err_t budget_spend(const struct budget_matrix *m, int32_t n_linears, int32_t n_a
                    const struct budget_limits *limits, struct budget_choice *choice,
                    struct budget_result *result, struct why *why) {
     struct frontier *f;
-    err_t e = open_all(&f, m, n_linears, n_all);
+    err_t e = open_all(&f, m, n_all);
     e = e ? e : spend(f, m, n_linears, n_all, limits, choice, result, why);
     frontiers_close(f, n_all);
     return e == E_NOMEM ? why_set(why, e, "There is not enough memory to share out the bits.") : e;

@@ -38,9 +38,9 @@ struct budget_choice {
     bool exact;
 };
 
-/* Every linear that changed gets a plane: an expected loss is a rough guide, and what one plane
+/* Every matrix that changed gets a plane: an expected loss is a rough guide, and what one plane
  * keeps of a matrix it misjudges. The rest of the bits goes where it gains. A pair alone may take
- * the plane's place where it leaves less than a tenth of what that would. */
+ * the plane's place where it leaves less than a tenth of what that would, and exact rows may. */
 struct budget_limits {
     double bits;      /* per weight of the linears, scales and pairs included; 1 to 8 */
     double file_bits; /* of all matrices; 0: no limit */
@@ -53,10 +53,9 @@ struct budget_result {
     double loss_at_base;
 };
 
-/* The first n_linears of the n_all matrices share limits->bits; the others are given bits as long
- * as a bit gains there what the next one would gain in the linears, within the file's limit. choice
- * [n_all] is written. E_TOO_LARGE with a sentence that says which limit would do, when what cannot
- * be left out already takes more than the file may; E_NOMEM. */
+/* The first n_linears of the n_all matrices share limits->bits; the others share what the file may
+ * take beyond that. choice [n_all] is written. E_TOO_LARGE with a sentence that says which limits
+ * would do, when a plane for every matrix already takes more; E_NOMEM. */
 err_t budget_spend(const struct budget_matrix *m, int32_t n_linears, int32_t n_all,
                    const struct budget_limits *limits, struct budget_choice *choice,
                    struct budget_result *result, struct why *why);

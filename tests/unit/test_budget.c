@@ -51,7 +51,8 @@ TEST(budget_is_kept_used_up_and_never_hurts_when_it_grows) {
         CHECK(r.bits <= bits[b] * 1.0005);
         CHECK(r.bits > 0.98 * bits[b]);
         if (!(r.loss < before))
-            test_fail(__FILE__, __LINE__, "%g bits leave %.5g, fewer left %.5g", bits[b], r.loss, before);
+            test_fail(__FILE__, __LINE__, "%g bits leave %.5g, fewer left %.5g", bits[b], r.loss,
+                      before);
         before = r.loss;
         spend(m, bits[b], again);
         for (int32_t i = 0; i < ALL; i++)
@@ -137,7 +138,9 @@ TEST(budget_of_a_file_that_is_too_small_is_refused_with_what_would_do) {
     for (int32_t i = 0; i < LINEARS; i++)
         weights += (double)m[i].n * m[i].k;
     m[LINEARS].fixed_bits = 1e6;
-    struct budget_limits tight = {1.1, weights + 0.9e6}, wide = {1.1, weights * 1.0005 + 1.01e6};
+    double vocab = 2 * 4096 * 256;
+    struct budget_limits tight = {1.1, weights + 0.9e6},
+                         wide = {1.1, 1.001 * (weights + vocab) + 1.01e6};
     CHECK_EQ(budget_spend(m, LINEARS, ALL, &tight, c, &r, &why), E_TOO_LARGE);
     CHECK_HAS(why.text, "allow that much");
     CHECK_OK(budget_spend(m, LINEARS, ALL, &wide, c, &r, &why), why);
