@@ -222,12 +222,13 @@ static err_t spend(struct frontier *f, const struct budget_matrix *m, int32_t n_
            vocab = least_bits(f, n_linears, n_all), left = limits->bits * weights * slack,
            file = limits->file_bits > 0 ? limits->file_bits : 1e300;
     *r = (struct budget_result){0};
+    left = left > linears ? left : linears; /* of tiny matrices even one scale is much */
     left = (left < file - vocab ? left : file - vocab) - linears;
     if (left < 0) {
         e = why_set(why, E_TOO_LARGE,
-                    "The file may take %.1f MB and the linears %.3f bits a weight; one plane for "
-                    "every matrix takes %.1f MB and %.3f bits: allow that much.",
-                    file / 8e6, limits->bits, (linears + vocab) / 8e6, linears / weights);
+                    "The file may take %.1f MB and one plane for every matrix takes %.1f MB, with "
+                    "what cannot be left out: allow that much.",
+                    file / 8e6, (linears + vocab) / 8e6);
         goto out;
     }
     spend_on(f, 0, n_linears, pick, &left);

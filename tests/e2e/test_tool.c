@@ -427,13 +427,13 @@ static json_t *inspected(const char *key) {
 
 TEST(tool_finds_the_bits_that_go_a_share_of_the_way) {
     make_pair(0.04f);
-    TOOL_OK("compress --steps 1 --quality 0.6 --base %s --finetuned %s -o %s", base, fine, out);
+    TOOL_OK("compress --steps 1 --quality 0.75 --base %s --finetuned %s -o %s", base, fine, out);
     CHECK_HAS(tool_output, "1.14 bits a weight go");
     CHECK_HAS(tool_output, "of the way from the base to the fine-tune (1 - sqrt");
     json_t *made = inspected("made"), *quality = inspected("quality");
     double bits = json_number_value(json_object_get(made, "bits")),
            kept = json_number_value(json_object_get(quality, "kept"));
-    if (!(bits > 1.2 && bits < 6 && kept >= 0.6 && kept < 0.8))
+    if (!(bits > 1.2 && bits < 6 && kept >= 0.75 && kept < 0.9))
         test_fail(__FILE__, __LINE__, "%.2f bits go %.3f of the way", bits, kept);
     double kl = json_number_value(json_object_get(json_object_get(quality, "fitted"), "kl")),
            base_kl = json_number_value(json_object_get(json_object_get(quality, "base"), "kl"));
@@ -441,17 +441,17 @@ TEST(tool_finds_the_bits_that_go_a_share_of_the_way) {
     json_decref(made);
     json_decref(quality);
     CHECK_EQ(unlink(out), 0);
-    CHECK_EQ(run_tool("compress --steps 1 --quality 0.6 --bits 1.2 --base %s --finetuned %s -o %s",
+    CHECK_EQ(run_tool("compress --steps 1 --quality 0.75 --bits 1.2 --base %s --finetuned %s -o %s",
                       base, fine, out),
              65);
-    CHECK_HAS(tool_output, "not the 60 % asked for; about ");
-    CHECK_HAS(tool_output, "bits would go 60 % (--bits ");
+    CHECK_HAS(tool_output, "not the 75 % asked for; about ");
+    CHECK_HAS(tool_output, "bits would go 75 % (--bits ");
     CHECK_EQ(access(out, F_OK), -1);
-    CHECK_EQ(run_tool("compress --instant --quality 0.6 --base %s --finetuned %s -o %s", base, fine,
-                      out),
+    CHECK_EQ(run_tool("compress --instant --quality 0.75 --base %s --finetuned %s -o %s", base,
+                      fine, out),
              64);
-    CHECK_EQ(run_tool("compress --steps 0 --quality 0.6 --base %s --finetuned %s -o %s", base, fine,
-                      out),
+    CHECK_EQ(run_tool("compress --steps 0 --quality 0.75 --base %s --finetuned %s -o %s", base,
+                      fine, out),
              64);
 }
 
@@ -481,13 +481,15 @@ TEST(tool_measures_a_base_that_lacks_the_fine_tune_s_tokens) {
 }
 
 TEST(tool_refuses_a_tenant_that_goes_nowhere_near_its_fine_tune) {
-    make_pair(0.05f);
+    make_pair(0.09f);
     TOOL_OK("compress --steps 1 --base %s --finetuned %s -o %s", base, fine, out);
     CHECK_HAS(tool_output, "Note: fine changed too much for 1.14 bits");
     CHECK_EQ(unlink(out), 0);
-    make_pair(0.18f);
-    CHECK_EQ(run_tool("compress --steps 1 --base %s --finetuned %s -o %s", base, fine, out), 65);
-    CHECK_HAS(tool_output, "changed too much for 1.14 bits a weight");
+    make_pair(0.19f);
+    CHECK_EQ(
+        run_tool("compress --steps 1 --bits 1 --base %s --finetuned %s -o %s", base, fine, out),
+        65);
+    CHECK_HAS(tool_output, "changed too much for 1 bits a weight");
     CHECK_HAS(tool_output, "which is nowhere (--quality 0.01 to take it); about ");
     CHECK_EQ(access(out, F_OK), -1);
 }
