@@ -64,9 +64,6 @@ err_t student_work(struct student *s, bool wanted, struct why *why);
 err_t student_difference(struct student *s, int32_t i_matrix, float *d, struct why *why);
 /* What the planes and the pair of a matrix add to its ground; valid while the student is. */
 struct train_delta student_delta(const struct student *s, int32_t i_matrix);
-/* Fits the planes of a matrix one behind the other to d [N, K] (device), which becomes what they
- * leave. The pair is as it is: take it out of d first. */
-void student_fit_planes(struct student *s, int32_t i_matrix, float *d);
 
 /* Step sizes; 0 leaves that kind of number as it is. */
 struct student_rates {

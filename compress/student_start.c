@@ -12,6 +12,8 @@
 enum {
     SCALE_ROUNDS = 8,
     SPLIT_ROUNDS = 2,
+    JOINT_ROUNDS = 4,
+    TURN_ROUNDS = 2,        /* of the scales of one plane, within one of those */
     BLOCK_FLOATS = 1 << 23, /* read at a time from each checkpoint */
     MAX_TASKS = 64,
 };
@@ -120,16 +122,78 @@ err_t student_put_exact_rows(struct student *s, int32_t i, struct why *why) {
 /* ---- planes and pair ---------------------------------------------------------------------------
  */
 
-void student_fit_planes(struct student *s, int32_t i, float *d) {
-    struct student_matrix *x = &s->matrix[i];
-    struct train *t = s->t;
+/* Step between the 2^p evenly spaced levels that are nearest to normally distributed values of
+ * variance 1: the scales of p planes are this, halved once, times 1, 2, 4, .. */
+static const float level_step[MAX_PLANES + 1] = {0,       1.5958f, 0.9957f, 0.5860f, 0.3352f,
+                                                 0.1881f, 0.1041f, 0.0569f, 0.0308f};
+static const float size_of_mean = 1.2533f; /* standard deviation over mean absolute value */
+
+/* Scales and signs of one plane for d, which becomes what the plane leaves. */
+static void fit_plane(struct student *s, const struct student_matrix *x, struct train_plane *p,
+                      float *d) {
+    struct train_delta one = {x->n, x->k, 1, 0, p, NULL, NULL};
+    s->t->ops->scales_fit(s->t, x->n, x->k, d, NULL, p->col.n ? SCALE_ROUNDS : 1, p);
+    s->t->ops->signs_set(s->t, p, x->n, x->k, d);
+    s->t->ops->unmerge(s->t, &one, -1, d);
+}
+
+/* Scales of all planes from those of the first alone, each half the one before it. */
+static err_t halve_scales(struct train *t, struct student_matrix *x) {
+    size_t n = x->plane[0].row.n, bytes = n * sizeof(float);
+    float *row = malloc(bytes);
+    if (!row)
+        return E_NOMEM;
+    t->ops->get(t, row, x->plane[0].row.x, bytes);
     for (int32_t p = 0; p < x->n_planes; p++) {
-        struct train_delta one = {x->n, x->k, 1, 0, &x->plane[p], NULL, NULL};
-        t->ops->scales_fit(t, x->n, x->k, d, NULL, x->plane[p].col.n ? SCALE_ROUNDS : 1,
-                           &x->plane[p]);
-        t->ops->signs_set(t, &x->plane[p], x->n, x->k, d);
-        t->ops->unmerge(t, &one, -1, d);
+        float times = size_of_mean * level_step[x->n_planes] / 2;
+        float add = p ? -logf(2) : logf(ldexpf(times, x->n_planes - 1));
+        for (size_t i = 0; i < n; i++)
+            row[i] += row[i] > -25 ? add : 0; /* 0 stays 0 */
+        t->ops->put(t, x->plane[p].row.x, row, bytes);
+        if (p && x->plane[p].col.n)
+            t->ops->copy(t, x->plane[p].col.x, x->plane[0].col.x,
+                         x->plane[p].col.n * sizeof(float));
     }
+    free(row);
+    return 0;
+}
+
+/* All planes together: from evenly spaced levels, signs for the scales, the largest first, and
+ * scales for the signs, in turns. One plane behind the other would leave three times as much at 4
+ * planes, and a hundred times at 8. */
+static err_t fit_jointly(struct student *s, struct student_matrix *x, float *d) {
+    const struct train_ops *op = s->t->ops;
+    op->scales_fit(s->t, x->n, x->k, d, NULL, x->plane[0].col.n ? SCALE_ROUNDS : 1, &x->plane[0]);
+    err_t e = halve_scales(s->t, x);
+    for (int32_t round = 0; !e; round++) {
+        for (int32_t p = 0; p < x->n_planes; p++) {
+            struct train_delta one = {x->n, x->k, 1, 0, &x->plane[p], NULL, NULL};
+            op->signs_set(s->t, &x->plane[p], x->n, x->k, d);
+            op->unmerge(s->t, &one, -1, d);
+        }
+        if (round == JOINT_ROUNDS)
+            break;
+        for (int32_t p = 0; p < x->n_planes; p++) {
+            struct train_delta one = {x->n, x->k, 1, 0, &x->plane[p], NULL, NULL};
+            op->unmerge(s->t, &one, 1, d); /* what the other planes leave */
+            op->scales_fit(s->t, x->n, x->k, d, NULL, x->plane[p].col.n ? TURN_ROUNDS : 1,
+                           &x->plane[p]);
+            op->unmerge(s->t, &one, -1, d);
+        }
+        struct train_delta all = {x->n, x->k, x->n_planes, 0, x->plane, NULL, NULL};
+        op->unmerge(s->t, &all, 1, d);
+    }
+    return e;
+}
+
+/* Fits the planes of a matrix to d [N, K], which becomes what they leave. The pair is as it is. */
+static err_t fit_planes(struct student *s, struct student_matrix *x, float *d) {
+    /* Planes with a scale each are the published method's, one behind the other. */
+    if (x->n_planes > 1 && x->plane[0].row.n > 1)
+        return fit_jointly(s, x, d);
+    for (int32_t p = 0; p < x->n_planes; p++)
+        fit_plane(s, x, &x->plane[p], d);
+    return 0;
 }
 
 static err_t root_mean_square(struct train *t, const struct train_vector *v, float *out) {
@@ -145,8 +209,8 @@ static err_t root_mean_square(struct train *t, const struct train_vector *v, flo
     return 0;
 }
 
-/* The pair and the first plane take turns, since each is to fit what the other leaves; further
- * planes come last. */
+/* The pair and the first plane take turns, since each is to fit what the other leaves; then all
+ * planes together. */
 err_t student_start(struct student *s, int32_t i, float *d) {
     struct student_matrix *x = &s->matrix[i];
     struct train *t = s->t;
@@ -165,12 +229,9 @@ err_t student_start(struct student *s, int32_t i, float *d) {
             t->ops->unmerge(t, &first, 1, d); /* d: what the pair leaves */
         if (round + 1 == SPLIT_ROUNDS || !planes)
             break;
-        x->n_planes = 1;
-        student_fit_planes(s, i, d);
-        x->n_planes = planes;
+        fit_plane(s, x, x->plane, d);
     }
-    if (!e)
-        student_fit_planes(s, i, d);
+    e = e ? e : fit_planes(s, x, d);
     e = e || !x->rank ? e : root_mean_square(t, &x->a, &x->a_size);
     return e || !x->rank ? e : root_mean_square(t, &x->b, &x->b_size);
 }
