@@ -16,7 +16,8 @@ struct fitted_options {
     bool published;       /* one scale a matrix, distilled as BitDelta was published */
     const char *calibration; /* a text to answer like the fine-tune, or NULL */
     const char *device;      /* auto, cpu, cuda */
-    int32_t steps;           /* of learning; with few, planes are refitted by least squares first */
+    int32_t steps; /* of learning; with few, planes are refitted by least squares first; -1: as many
+                      as suit the device */
     uint64_t seed;
     const char *path; /* of the file to come: an interrupted fit is kept beside it; NULL: is not */
 };
