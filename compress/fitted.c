@@ -83,26 +83,37 @@ static void end(struct fitting *f) {
 
 /* ---- before anything costs time -------------------------------------------------------------- */
 
-/* What lies on the device at once: both models while they write text; then the base, 2 bytes a
- * weight for the signs of each plane, and what a step leaves for its way back. */
+/* Refitted planes start nearer to the fine-tune, but a long fit ends further from it (measured:
+ * docs/quality.md). */
+static bool refits(const struct fitting *f) {
+    return !f->o->published && f->o->steps <= FEW_STEPS;
+}
+
+/* What lies on the device at once: both models while they write text and are measured; then the
+ * base, 2 bytes a weight for the signs of each plane, and what a step leaves for its way back (and
+ * still the fine-tune, when planes are refitted to it). */
 static err_t check_memory(const struct fitting *f, const struct fit_options *o, struct why *why) {
     const struct model_config *c = &f->fine->config;
+    const char *name = f->t->ops->describe(f->t);
     size_t each = f->t->ops->weight_bytes;
     double model = llama_bytes(c, each), vocab = (double)c->shape.vocab,
-           logits = 2.0 * o->rows * vocab * sizeof(float),
+           step = 2.0 * o->rows * vocab * sizeof(float) + llama_tape_bytes(c, o->rows, true),
+           rows = vocab * c->shape.dim * (sizeof(float) + 2.0 * (double)each),
            planes = f->o->bits > f->o->vocab_planes ? f->o->bits : f->o->vocab_planes,
-           writing = 2 * model + (double)(1 << 30),
-           fitting = model + 2 * floor(planes) * llama_bytes(c, 1) + logits +
-                     llama_tape_bytes(c, o->rows, true) +
-                     vocab * c->shape.dim * (sizeof(float) + 2.0 * (double)each),
-           need = writing > fitting ? writing : fitting,
+           measuring = 2 * model + step,
+           fitting =
+               model * (refits(f) ? 2 : 1) + 2 * floor(planes) * llama_bytes(c, 1) + step + rows,
+           need = measuring > fitting ? measuring : fitting,
            have = (double)f->t->ops->memory_free(f->t);
     if (need <= have || have == 0)
         return E_OK;
     return why_set(why, E_NOMEM,
-                   "Fitting this model takes %.1f GB of memory and %s has %.1f GB free; --instant "
-                   "makes the file from the weights alone.",
-                   need / 1e9, f->t->ops->describe(f->t), have / 1e9);
+                   "Fitting this model takes %.1f GB of memory and %.100s has %.1f GB free: %s"
+                   "--instant makes the file from the weights alone.",
+                   need / 1e9, name, have / 1e9,
+                   strcmp(f->t->ops->name, "cpu") == 0
+                       ? ""
+                       : "--device cpu fits it if the host has that much and twice, ");
 }
 
 static err_t read_models(struct fitting *f, struct why *why) {
@@ -240,12 +251,6 @@ static err_t gather_text(struct fitting *f, const struct fit_options *o, struct 
     return e;
 }
 
-/* Refitted planes start nearer to the fine-tune, but a long fit ends further from it (measured:
- * docs/quality.md). */
-static bool refits(const struct fitting *f) {
-    return !f->o->published && f->o->steps <= FEW_STEPS;
-}
-
 /* ---- fitting and judging ----------------------------------------------------------------------
  */
 
@@ -258,7 +263,7 @@ static bool after(void *arg, const struct fit_report *at) {
         cost_look(f->cost, f->t);
     if (interrupt_came())
         return false;
-    if (f->kept.folder && resume_is_due(&f->kept) &&
+    if (f->kept.folder && resume_is_due(&f->kept, &f->student) &&
         resume_write_fit(&f->kept, &f->student, at, &why))
         warn(&why);
     return true;
@@ -278,6 +283,8 @@ static err_t steps(struct fitting *f, struct fit_options *o, struct fit_report *
     begin(f, "fit");
     interrupt_watch(&watch);
     e = fit_run(&f->student, &f->teacher, &f->own, &f->other, o, r, why);
+    if (!e && r->step < o->steps && f->kept.folder)
+        fprintf(stderr, "Interrupted: keeping the fit in %s.\n", f->kept.folder);
     if (!e && r->step < o->steps && f->kept.folder)
         e = resume_write_fit(&f->kept, &f->student, r, why);
     interrupt_end(&watch);

@@ -9,7 +9,7 @@
 
 #include "config/clock.h"
 
-enum { MAX_PATH = 4096, CHUNK = 1 << 20, EVERY_US = 60 * 1000 * 1000 };
+enum { MAX_PATH = 4096, CHUNK = 1 << 20, EVERY_US = 60 * 1000 * 1000, BYTES_A_US = 500 };
 static const char magic[16] = "bitdelta fit 1\n";
 
 err_t resume_open(struct resume *r, const char *path, struct why *why) {
@@ -46,9 +46,12 @@ void resume_fit_done(struct resume *r) {
     unlink(name);
 }
 
-bool resume_is_due(const struct resume *r) {
-    int64_t wait = 10 * r->cost_us > EVERY_US ? 10 * r->cost_us : EVERY_US;
-    return mono_us() - r->saved_us >= wait;
+bool resume_is_due(const struct resume *r, const struct student *s) {
+    int64_t cost = r->cost_us;
+    for (int32_t i = 0; !r->cost_us && i < s->model.n_matrices; i++) /* a guess before the first */
+        cost += (int64_t)s->matrix[i].n_planes *
+                (int64_t)s->t->ops->signs_bytes(s->t, s->matrix[i].n, s->matrix[i].k) / BYTES_A_US;
+    return mono_us() - r->saved_us >= (10 * cost > EVERY_US ? 10 * cost : EVERY_US);
 }
 
 err_t resume_add_weights(struct sha256 *key, const struct checkpoint *c, struct why *why) {

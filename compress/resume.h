@@ -37,7 +37,7 @@ err_t resume_read_fit(struct resume *r, struct student *s, struct fit_report *at
                       struct why *why);
 /* Whether it is time to keep a fit: after a minute of work, and so that keeping takes a tenth of
  * the time at most. */
-bool resume_is_due(const struct resume *r);
+bool resume_is_due(const struct resume *r, const struct student *s);
 /* The fit is done: its file is no longer needed, the text may be. */
 void resume_fit_done(struct resume *r);
 

@@ -33,12 +33,12 @@ struct duo {
     struct llama base, fine;
 };
 
-static void open_duo(struct duo *d, bool tied) {
+static void open_duo_of(struct duo *d, bool tied, enum st_dtype dtype) {
     struct why why = {""};
     static float size = 0.06f;
     snprintf(d->base_dir, sizeof d->base_dir, "%s/base", test_tmp());
     snprintf(d->fine_dir, sizeof d->fine_dir, "%s/fine", test_tmp());
-    make_model(d->base_dir, (struct make_model){.scale = 0.2f, .tied = tied});
+    make_model(d->base_dir, (struct make_model){.scale = 0.2f, .tied = tied, .dtype = dtype});
     make_model(d->fine_dir,
                (struct make_model){.scale = 0.2f, .tied = tied, .change = tune, .arg = &size});
     CHECK_OK(train_cpu_open(&d->t, 2, &why), why);
@@ -51,6 +51,10 @@ static void open_duo(struct duo *d, bool tied) {
     CHECK_OK(
         llama_load(&d->fine, d->t, &d->fine_files.config, llama_source_files(&fine), NULL, &why),
         why);
+}
+
+static void open_duo(struct duo *d, bool tied) {
+    open_duo_of(d, tied, ST_F16);
 }
 
 static void close_duo(struct duo *d) {
@@ -319,10 +323,10 @@ TEST(low_rank_under_second_moments_makes_outputs_nearest) {
 
 /* The tool's file, read back, is as near to the fine-tune as the tool says it measured, on text of
  * the same kind. */
-static void check_file(bool tied, double bits) {
+static void check_file(bool tied, double bits, enum st_dtype base_dtype) {
     struct duo d;
     struct why why = {""};
-    open_duo(&d, tied);
+    open_duo_of(&d, tied, base_dtype);
     char path[300];
     snprintf(path, sizeof path, "%s/t.bitdelta", test_tmp());
     TOOL_OK("compress --base %s --finetuned %s -o %s --steps 0 --bits %g --json", d.base_dir,
@@ -359,10 +363,17 @@ static void check_file(bool tied, double bits) {
 }
 
 TEST(fit_writes_what_it_measured) {
-    check_file(false, 1.6); /* small matrices' scales take much of it */
+    check_file(false, 1.6, ST_F16); /* small matrices' scales take much of it */
 }
 TEST(fit_writes_what_it_measured_with_tied_embeddings_and_more_planes) {
-    check_file(true, 3);
+    check_file(true, 3, ST_F16);
+}
+/* The difference is taken from the base as it is served, rounded to FP16. */
+TEST(fit_writes_what_it_measured_of_a_base_in_bf16) {
+    check_file(false, 1.6, ST_BF16);
+}
+TEST(fit_writes_what_it_measured_of_a_base_in_fp32) {
+    check_file(true, 1.6, ST_F32);
 }
 
 TEST(compress_fits_and_says_what_it_reached) {
