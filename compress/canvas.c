@@ -16,6 +16,14 @@
     X(surface_status) X(surface_write_to_png) X(svg_surface_create) X(text_extents) X(translate)
 /* clang-format on */
 
+#ifdef __SANITIZE_ADDRESS__
+/* fontconfig keeps what it read of the fonts until the end, and some of it out of sight. */
+const char *__lsan_default_suppressions(void);
+const char *__lsan_default_suppressions(void) {
+    return "leak:libfontconfig";
+}
+#endif
+
 /* Pixels of a PNG a point: print and dense displays show it sharp. */
 static const double png_scale = 3;
 static const double marker_size = 3.4; /* half its width */
