@@ -155,7 +155,10 @@ static void zsh_option(FILE *f, const struct manual_option *o) {
     fputc(']', f);
     if (o->kind != MANUAL_SWITCH) {
         fputs(truth ? "::" : many ? ":*-*:" : ":", f);
-        put_short(f, o->kind == MANUAL_WORDS || truth ? "value" : o->value, special);
+        if (many)
+            fputs(o->value, f); /* put_short takes a last dot for a sentence's */
+        else
+            put_short(f, o->kind == MANUAL_WORDS || truth ? "value" : o->value, special);
         fputc(':', f);
         zsh_action(f, o->kind, words_of(o));
     }

@@ -181,6 +181,15 @@ TEST(completion_of_zsh_describes_what_comes_next) {
     CHECK_HAS(output, "--base=[the base model]:DIR:_files -/\n");
     CHECK_HAS(output, ":value:(fit bitdelta svd delta-come)\n");
     CHECK_HAS(output, "-o+:FILE:_files\n");
+    CHECK_EQ(sh("zsh -fc '%s; words=(bitdelta eval \"\"); CURRENT=3; source %s/_bitdelta'", stubs,
+                test_tmp()),
+             0);
+    CHECK_HAS(output, "*--tenant=["); /* several, each of several words */
+    CHECK_HAS(output, "]:*-*:FILE...:_files\n");
+    CHECK_EQ(sh("zsh -fc '%s; words=(bitdelta verify \"\"); CURRENT=3; source %s/_bitdelta'", stubs,
+                test_tmp()),
+             0);
+    CHECK_HAS(output, "*:FILE...:_files\n");
     CHECK_EQ(sh("zsh -fc '%s; words=(bitdeltad \"\"); CURRENT=2; source %s/_bitdeltad'", stubs,
                 test_tmp()),
              0);
