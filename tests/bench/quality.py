@@ -26,9 +26,9 @@ TENANTS = {"math": "math/heldout.json", "sql": "sql/heldout.json", "kjv": "kjv/h
 
 def points(args):
     """(tenant, method, bits); the published planes are whole."""
-    for bits in args.bits:
-        for tenant in args.tenants:
-            for method in args.methods:
+    for method in args.methods:
+        for bits in args.bits:
+            for tenant in args.tenants:
                 if method != "bitdelta" or bits == int(bits):
                     yield tenant, method, bits
 
@@ -55,11 +55,11 @@ def judge(args, slot, tenant, path):
     pair = ["eval", "--base", f"{args.models}/base", "--finetuned", f"{args.models}/{tenant}", "--tenant", path,
             "--json", *args.device_words]
     text = ["--text", f"{args.models}/eval.txt", "--limit", str(args.text_limit)]
-    base_text = json.loads(call(args, slot, pair + text))
-    if TENANTS.get(tenant) is None:
-        return base_text, base_text
-    own = ["--tasks", f"{args.models}/{TENANTS[tenant]}", "--limit", str(args.limit)]
-    return json.loads(call(args, slot, pair + own)), base_text
+    own = ["--tasks", f"{args.models}/{TENANTS[tenant]}"] + (["--limit", str(args.limit)] if args.limit else [])
+    base_text, found = [json.loads(call(args, slot, pair + words)) for words in (text, own if TENANTS[tenant] else text)]
+    for result in (base_text, found):
+        result["tenant"] = result.pop("tenants")[0]
+    return found, base_text
 
 
 def one_point(args, slot, tenant, method, bits):
@@ -74,10 +74,8 @@ def one_point(args, slot, tenant, method, bits):
     call(args, slot, words)
     seconds = time.time() - began
     own, base_text = judge(args, slot, tenant, path)
-    made = json.loads(call(args, slot, ["inspect", "--json", path])).get("made", {})
-    taken = made.get("bits_taken", own.get("bits_per_weight"))
-    point = {"tenant": tenant, "method": method, "bits": bits, "bits_taken": taken,
-             "seconds": round(seconds, 1), "own": own, "base_text": base_text}
+    point = {"tenant": tenant, "method": method, "bits": bits, "seconds": round(seconds, 1), "own": own,
+             "base_text": base_text}
     if not args.keep:
         os.unlink(path)
     with open(place(args.out, tenant, method, bits) + ".part", "w") as f:
