@@ -13,7 +13,9 @@ import math
 import os
 import queue
 import re
+import shutil
 import subprocess
+import tempfile
 import threading
 import time
 
@@ -63,7 +65,7 @@ def judge(args, slot, tenant, path):
 
 
 def one_point(args, slot, tenant, method, bits):
-    path = os.path.join(args.out, f"{tenant}-{method}-{bits:g}.bitdelta")
+    path = os.path.join(args.out if args.keep else args.work, f"{tenant}-{method}-{bits:g}.bitdelta")
     words = ["compress", "--base", f"{args.models}/base", "--finetuned", f"{args.models}/{tenant}", "--bits",
              f"{bits:g}", "--method", method, "-o", path]
     if method in ("fit", "bitdelta"):
@@ -78,14 +80,16 @@ def one_point(args, slot, tenant, method, bits):
              "base_text": base_text}
     if not args.keep:
         os.unlink(path)
-    with open(place(args.out, tenant, method, bits) + ".part", "w") as f:
+    part = os.path.join(args.work, os.path.basename(place("", tenant, method, bits)))
+    with open(part, "w") as f:
         json.dump(point, f)
-    os.rename(f.name, place(args.out, tenant, method, bits))
+    shutil.move(part, place(args.out, tenant, method, bits))
     return point
 
 
 def run(args):
     os.makedirs(args.out, exist_ok=True)
+    args.work = tempfile.mkdtemp()
     jobs, failed = queue.Queue(), []
     for point in points(args):
         if not os.path.exists(place(args.out, *point)):
@@ -110,6 +114,7 @@ def run(args):
         thread.start()
     for thread in threads:
         thread.join()
+    shutil.rmtree(args.work)
     return 1 if failed else 0
 
 
