@@ -32,10 +32,10 @@ static void run_products(struct train *t, int32_t rows, int32_t n, int32_t k, bo
            most = nx > ny ? nx : ny;
     most = nw > most ? nw : most;
     float *x = made(nx, 1, &seed), *w = made(nw, 1, &seed), *dy = made(ny, 1, &seed);
-    float *old = malloc(most * sizeof *old);
+    float *old = room(most * sizeof *old);
     for (size_t i = 0; i < most; i++)
         old[i] = 0.5f;
-    double *want = malloc(most * sizeof *want), *size = malloc(most * sizeof *size),
+    double *want = room(most * sizeof *want), *size = room(most * sizeof *size),
            before = add ? 0.5 : 0, rel = product_tolerance(t);
     struct train_weights dw = up_weights(t, w, n, k);
     float *x_dev = up_floats(t, x, nx), *dy_dev = up_floats(t, dy, ny), *out;
@@ -65,7 +65,7 @@ static void gemms(struct train *t) {
         unsigned seed = (unsigned)s;
         size_t size_c = (size_t)m * (size_t)(n + 3), ldc = (size_t)(n + 3);
         float *a = made((size_t)(m * k), 1, &seed), *b = made((size_t)(k * n), 1, &seed);
-        float *c = malloc(size_c * sizeof *c);
+        float *c = room(size_c * sizeof *c);
         for (size_t i = 0; i < size_c; i++)
             c[i] = 0.5f;
         float *da = up_floats(t, a, (size_t)(m * k)), *db = up_floats(t, b, (size_t)(k * n)),
@@ -73,8 +73,8 @@ static void gemms(struct train *t) {
         size_t lda = (size_t)(s & 1 ? m : k), ldb = (size_t)(s & 2 ? k : n);
         t->ops->gemm(t, m, n, k, s & 1 ? train_mat_t(da, lda) : train_mat(da, lda),
                      s & 2 ? train_mat_t(db, ldb) : train_mat(db, ldb), dc, ldc, s & 4);
-        double *want = malloc((size_t)(m * n) * sizeof *want),
-               *size = malloc((size_t)(m * n) * sizeof *size);
+        double *want = room((size_t)(m * n) * sizeof *want),
+               *size = room((size_t)(m * n) * sizeof *size);
         reference(m, n, k, s & 1 ? train_mat_t(a, lda) : train_mat(a, lda),
                   s & 2 ? train_mat_t(b, ldb) : train_mat(b, ldb), s & 4 ? 0.5 : 0, want, size);
         c = down(t, dc, size_c);
@@ -139,7 +139,7 @@ static void run_norm(struct train *t, int32_t rows, int32_t dim) {
           *dw = up_floats(t, w, d);
     t->ops->norm(t, rows, dim, 1e-5f, dev_x, dev_w, y, inv);
     t->ops->norm_back(t, rows, dim, dev_x, dev_w, inv, up_floats(t, dy, n), dx, dw);
-    double *want_y = calloc(n, 8), *want_dx = calloc(n, 8), *want_dw = calloc(d, 8);
+    double *want_y = room(n * 8), *want_dx = room(n * 8), *want_dw = room(d * 8);
     for (int32_t r = 0; r < rows; r++) {
         const float *p = x + r * dim, *g = dy + r * dim;
         double sum = 0, dot = 0;
@@ -201,7 +201,7 @@ static void run_swiglu(struct train *t, size_t n) {
           *dg = up_floats(t, NULL, n), *du = up_floats(t, NULL, n);
     t->ops->swiglu(t, n, g, u, act);
     t->ops->swiglu_back(t, n, g, u, up_floats(t, dact, n), dg, du);
-    double *want = malloc(n * 8), *want_dg = malloc(n * 8), *want_du = malloc(n * 8);
+    double *want = room(n * 8), *want_dg = room(n * 8), *want_du = room(n * 8);
     for (size_t i = 0; i < n; i++) {
         double x = (double)gate[i], s = 1 / (1 + exp(-x));
         want[i] = x * s * (double)up_[i];
@@ -318,7 +318,7 @@ static void run_attention(struct train *t, const struct heads *a, unsigned seed)
            nk = (size_t)(a->rows * a->h.n_kv_heads * a->h.head_dim);
     float *q = made(nq, 1, &seed), *k = made(nk, 1, &seed), *v = made(nk, 1, &seed),
           *dctx = made(nq, 1, &seed);
-    double *ctx = calloc(nq, 8), *dq = calloc(nq, 8), *dk = calloc(nk, 8), *dv = calloc(nk, 8);
+    double *ctx = room(nq * 8), *dq = room(nq * 8), *dk = room(nk * 8), *dv = room(nk * 8);
     int32_t longest = 0, position[256];
     for (int32_t s = 0; s < a->n_seqs; s++) {
         for (int32_t h = 0; h < a->h.n_heads; h++)

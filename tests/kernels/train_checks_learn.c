@@ -41,7 +41,7 @@ void train_check_draw(struct train *t) {
                 CHECK(x[r * n + i] <= x[r * n + out[r]]);
         t->ops->draw(t, ROWS, n, x_dev, 0.7f, u_dev, out_dev);
         t->ops->get(t, out, out_dev, sizeof out);
-        double *p = malloc((size_t)n * 8);
+        double *p = room((size_t)n * 8);
         for (int r = 0; r < ROWS; r++) {
             softened(x + r * n, n, (double)0.7f, p);
             double below = 0;
@@ -59,9 +59,9 @@ static void run_distil(struct train *t, int32_t rows, int32_t n, bool in_place) 
     size_t size = (size_t)(rows * n);
     float *y = made(size, 3, &seed), *s = made(size, 3, &seed);
     memcpy(y, s, (size_t)n * sizeof *y); /* one row alike */
-    int32_t *target = malloc((size_t)rows * sizeof *target);
+    int32_t *target = room((size_t)rows * sizeof *target);
     struct train_loss want = {0}, got = {.kl = 1, .n_rows = 5}; /* added to */
-    double *grad = calloc(size, 8), *p = malloc((size_t)n * 8), *q = malloc((size_t)n * 8);
+    double *grad = room(size * 8), *p = room((size_t)n * 8), *q = room((size_t)n * 8);
     for (int32_t r = 0; r < rows; r++) {
         int32_t best_y = 0, best_s = 0;
         target[r] = r % 3 == 2 ? -1 : r % n;
@@ -148,6 +148,7 @@ static struct made_plane make_plane(struct train *t, int32_t n, int32_t k, bool 
         m.p.col = (struct train_vector){up_floats(t, m.col, cols), up_floats(t, NULL, cols),
                                         up_floats(t, NULL, cols), cols};
     CHECK_EQ(t->ops->signs_make(t, n, k, &m.p.signs), 0);
+    keep(m.p.signs);
     t->ops->signs_set(t, &m.p, n, k, up_floats(t, m.d, (size_t)(n * k)));
     return m;
 }
@@ -184,7 +185,7 @@ static void run_merge(struct train *t, int32_t n, int32_t k, int32_t more, int32
     t->ops->merge(t, &w, &d, &w); /* in place */
     float *twice = up_floats(t, NULL, size);
     t->ops->load(t, &w, twice);
-    double *want = malloc(size * 8), *minus = malloc(size * 8);
+    double *want = room(size * 8), *minus = room(size * 8);
     for (int32_t i = 0; i < n + more; i++)
         for (int32_t j = 0; j < k; j++) {
             double sum = 0;
@@ -215,7 +216,7 @@ static void run_signs(struct train *t, int32_t n, int32_t k, bool single) {
     struct made_plane m = make_plane(t, n, k, single, &seed);
     float *grad = made(size, 0.1f, &seed), *g = up_floats(t, grad, size),
           *row_grad = up_floats(t, NULL, (size_t)n), *col_grad = up_floats(t, NULL, (size_t)k);
-    double *want_row = calloc((size_t)n, 8), *want_col = calloc((size_t)k, 8);
+    double *want_row = room((size_t)n * 8), *want_col = room((size_t)k * 8);
     for (int32_t i = 0; i < n; i++)
         for (int32_t j = 0; j < k; j++) {
             double x = (double)grad[i * k + j] * weight_of(&m, i, j, k);
@@ -226,12 +227,12 @@ static void run_signs(struct train *t, int32_t n, int32_t k, bool single) {
     check_close("column gradient", down(t, col_grad, (size_t)k), want_col, NULL, m.p.col.n, 1e-5);
     size_t words = plane_bytes(n, k) / 4, state = t->ops->signs_bytes(t, n, k);
     CHECK(state <= 4 * size + 4096 + 64 * (size_t)(n + k));
-    uint32_t *before = malloc(words * 4), *after = malloc(words * 4), *again = malloc(words * 4);
+    uint32_t *before = room(words * 4), *after = room(words * 4), *again = room(words * 4);
     t->ops->signs_get(t, m.p.signs, n, k, before);
     for (int32_t i = 0; i < n; i++)
         for (int32_t j = 0; j < k; j++)
             CHECK_EQ(before[plane_word(i, j, k)] >> j % 32 & 1, m.d[i * k + j] >= 0);
-    void *kept = malloc(state);
+    void *kept = room(state);
     t->ops->signs_save(t, m.p.signs, n, k, kept);
     for (int round = 0; round < 2; round++) { /* the second from what was saved: the same */
         for (int step = 1; step <= 60; step++)
@@ -266,7 +267,7 @@ void train_check_signs(struct train *t) {
 static void run_scales(struct train *t, int32_t n, int32_t k, bool weighted) {
     unsigned seed = (unsigned)(n + 3 * k);
     struct made_plane m = make_plane(t, n, k, false, &seed);
-    float *d = malloc((size_t)(n * k) * sizeof *d), *weight = made((size_t)k, 1, &seed);
+    float *d = room((size_t)(n * k) * sizeof *d), *weight = made((size_t)k, 1, &seed);
     for (int32_t j = 0; j < k; j++)
         weight[j] = weight[j] * weight[j] + 0.01f;
     for (int32_t i = 0; i < n; i++)
