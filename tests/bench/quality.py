@@ -44,7 +44,7 @@ def call(args, slot, words):
     cores = sorted(os.sched_getaffinity(0))
     each = max(1, len(cores) // args.slots)
     mine = cores[slot * each % len(cores):][:each]
-    env = dict(os.environ, CUDA_VISIBLE_DEVICES=str(slot % args.gpus))
+    env = dict(os.environ, CUDA_VISIBLE_DEVICES=args.gpus[slot % len(args.gpus)])
     done = subprocess.run(["taskset", "-c", ",".join(map(str, mine)), args.tool, *words], env=env, text=True,
                           capture_output=True)
     if done.returncode:
@@ -231,7 +231,7 @@ def main():
     parser.add_argument("--models")
     parser.add_argument("--tool", default="build/bitdelta")
     parser.add_argument("--device", default="cpu")
-    parser.add_argument("--gpus", type=int, default=1)
+    parser.add_argument("--gpus", type=lambda s: s.split(","), default=["0"], help="their numbers (default 0)")
     parser.add_argument("--slots", type=int, default=1)
     parser.add_argument("--steps", type=int)
     parser.add_argument("--limit", type=int, default=0, help="held-out documents (default all)")
