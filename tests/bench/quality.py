@@ -69,7 +69,9 @@ def one_point(args, slot, tenant, method, bits):
     words = ["compress", "--base", f"{args.models}/base", "--finetuned", f"{args.models}/{tenant}", "--bits",
              f"{bits:g}", "--method", method, "-o", path]
     if method in ("fit", "bitdelta"):
-        words += args.device_words + (["--steps", str(args.steps)] if args.steps is not None else [])
+        words += args.device_words
+    if method == "fit" and args.steps is not None:
+        words += ["--steps", str(args.steps)]
     if method == "bitdelta":
         words += ["--calibration", f"{args.models}/calibration.txt"]
     began = time.time()
@@ -233,7 +235,7 @@ def main():
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--gpus", type=lambda s: s.split(","), default=["0"], help="their numbers (default 0)")
     parser.add_argument("--slots", type=int, default=1)
-    parser.add_argument("--steps", type=int)
+    parser.add_argument("--steps", type=int, help="of ours (default: the tool's)")
     parser.add_argument("--limit", type=int, default=0, help="held-out documents (default all)")
     parser.add_argument("--text-limit", type=int, default=39, help="documents of the base's text")
     parser.add_argument("--keep", action="store_true", help="keep the tenant files")
