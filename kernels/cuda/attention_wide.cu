@@ -9,9 +9,10 @@
  * Three warpgroups. One keeps a ring of tiles of 64 keys filled by bulk copies and turns their
  * integers into fp16 where they stand: the pages' groups of 8 x 8 are the core matrices that wgmma
  * reads, keys as they are and values transposed. The other two have 64 queries each, with q, the
- * probabilities and the sums in registers; while one does its softmax, the other's products keep
- * the tensor cores busy. A key's scale multiplies its scores, the logarithm of a value's scale is
- * added to them, and the sum of the probabilities is divided by it again, all in FP32. */
+ * probabilities and the sums in registers; they take turns in starting products, so that one's
+ * keep the tensor cores busy while the other does its softmax. A key's scale multiplies its scores,
+ * the logarithm of a value's scale is added to them, and the sum of the probabilities is divided by
+ * it again, all in FP32. */
 #include "kernels/cuda/attention_kv.cuh"
 #include "kernels/cuda/attention_wgmma.cuh"
 #include "kernels/cuda/launch.h"
@@ -424,23 +425,44 @@ __device__ void multiply(const attention_args &a, const work &w, const char *rin
         bool all_seen = key + KEYS - 1 <= first && key >= window_start(last, w.window);
         return tile_softmax(s, stage_of(i), key, all_seen, lane, f, score, keep);
     };
+    /* One turn a tile for each group, also where it sees none of the keys. */
+    auto my_turn = [&] {
+        if (group == 0)
+            named_sync<3, 256>();
+        else
+            named_sync<4, 256>();
+    };
+    auto your_turn = [&](int i) {
+        if (group == 0)
+            named_arrive<4, 256>();
+        else if (i < w.n_tiles - 1)
+            named_arrive<3, 256>();
+    };
+    if (group == 1)
+        named_arrive<3, 256>();
     float score[32], keep[2];
     uint32_t p[4][4];
     for (int i = 0; i < w.n_tiles && i < from; i++) {
+        my_turn();
+        your_turn(i);
         wait_for(i);
         leave(i);
     }
     if (from < to) {
         wait_for(from);
+        my_turn();
         start_scores<STEPS>(score, q, q_shared, shared_address(stage_of(from)));
+        your_turn(from);
         load_factors<STEPS>(stage_of(from), lane, f);
         wgmma_wait<0>();
         softmax(from, score, keep);
         pack(score, p);
         for (int i = from + 1; i < to; i++) {
             wait_for(i);
+            my_turn();
             start_scores<STEPS>(score, q, q_shared, shared_address(stage_of(i)));
             start_values(s, p, shared_address(stage_of(i - 1)));
+            your_turn(i);
             load_factors<STEPS>(stage_of(i), lane, f);
             wgmma_wait<1>();
             bool scale = softmax(i, score, keep); /* beside the sums of tile i - 1 */
@@ -454,7 +476,9 @@ __device__ void multiply(const attention_args &a, const work &w, const char *rin
         wgmma_wait<0>();
         leave(to - 1);
     }
-    for (int i = to; i < w.n_tiles; i++) {
+    for (int i = from < to ? to : from; i < w.n_tiles; i++) {
+        my_turn();
+        your_turn(i);
         wait_for(i);
         leave(i);
     }

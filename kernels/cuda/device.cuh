@@ -50,6 +50,11 @@ template <int ID, int THREADS> __device__ __forceinline__ void named_sync() {
     asm volatile("bar.sync %0, %1;" ::"n"(ID), "n"(THREADS) : "memory");
 }
 
+/* Arrives there without waiting. */
+template <int ID, int THREADS> __device__ __forceinline__ void named_arrive() {
+    asm volatile("bar.arrive %0, %1;" ::"n"(ID), "n"(THREADS) : "memory");
+}
+
 /* ---- copies ---------------------------------------------------------------------------------- */
 
 /* Weights are read once a step: let them leave the L2 first, so that activations stay. */
