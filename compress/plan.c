@@ -1,6 +1,6 @@
 #include "compress/plan.h"
 
-enum { ROWS = 768, BATCHES = 8, HEAD_RANK = 8 };
+enum { ROWS = 768, BATCHES = 8, LEAST_RANK = 8, MOST_RANK = 32 };
 /* The whole file is to be a twelfth of the model in FP16 up to the bits where its linears are about
  * a fourteenth; with more bits it may grow as they do. */
 static const double least_ratio = 12, ratio_bits = 1.15;
@@ -27,6 +27,32 @@ static double file_bits(const struct plan_options *o, const struct model_config 
     return 16 * weights / least_ratio * grown - norms;
 }
 
+/* Embedding and lm_head: few changed rows whole, a changed row's 16 bits a weight being worth twice
+ * the planes'; else as many planes as the linears, and pairs as large as the file may hold. What
+ * they would gain is no guide: rare tokens hardly show in text that the fine-tune writes, and a
+ * lm_head without a plane cost math seven times the divergence. left: bits that remain for them. */
+static void give_vocabulary(const struct plan_options *o, const struct budget_matrix *m, int32_t n,
+                            double left, struct budget_choice *choice) {
+    int32_t planes = o->vocab_planes ? o->vocab_planes : (int32_t)o->bits;
+    for (int32_t i = 0; i < n; i++) {
+        bool few = !o->vocab_planes && (double)m[i].n_changed * 8 <= (double)m[i].n * planes;
+        choice[i] = (struct budget_choice){planes, LEAST_RANK, SCALES_BOTH, o->dense_vocab || few};
+    }
+    for (int32_t rank = LEAST_RANK; rank <= MOST_RANK; rank++) {
+        double bits = 0;
+        bool fits = true;
+        for (int32_t i = 0; i < n; i++) {
+            struct budget_choice c = choice[i];
+            bool stored = m[i].energy > 0; /* tied or unchanged: not */
+            c.rank = rank;
+            bits += stored ? budget_bits(&m[i], &c) : m[i].fixed_bits;
+            fits = fits && !(stored && (rank > m[i].n || rank > m[i].k));
+        }
+        for (int32_t i = 0; i < n && fits && bits <= left; i++)
+            choice[i].rank = rank;
+    }
+}
+
 err_t plan_choose(const struct plan_options *o, const struct llama *teacher,
                   const struct checkpoint *base, const struct checkpoint *fine,
                   const struct corpus *own, struct budget_choice *choice, struct budget_result *r,
@@ -38,28 +64,13 @@ err_t plan_choose(const struct plan_options *o, const struct llama *teacher,
     }
     struct sensitivity s;
     struct llama_files from = {base, true}, to = {fine, false};
-    struct budget_limits limits = {o->bits, file_bits(o, &fine->config)};
+    struct budget_limits limits = {.bits = o->bits};
     err_t e = sensitivity_open(&s, teacher, llama_source_files(&from), llama_source_files(&to),
                                base->config.shape.vocab, own, ROWS, BATCHES, p, why);
-    for (int32_t i = s.n_linears; !e && i < s.n_matrices; i++) {
-        limits.file_bits += s.matrix[i].fixed_bits; /* rows that the base has not: to be kept */
-        if (!o->dense_vocab && !o->vocab_planes)
-            continue;
-        s.matrix[i].energy = 0; /* given: nothing to spend on */
-        s.matrix[i].fixed_bits = 0;
-        s.matrix[i].n_changed = 0;
-    }
-    if (o->dense_vocab || o->vocab_planes)
-        limits.file_bits = 0;
-    e = e ? e : budget_spend(s.matrix, s.n_linears, s.n_matrices, &limits, choice, r, why);
-    for (int32_t i = s.n_linears; !e && i < s.n_matrices; i++) {
-        if (o->dense_vocab)
-            choice[i] = (struct budget_choice){.exact = true};
-        else if (o->vocab_planes)
-            choice[i] = (struct budget_choice){.planes = o->vocab_planes,
-                                               .rank = i > s.n_linears ? HEAD_RANK : 0,
-                                               .scales = SCALES_BOTH};
-    }
+    e = e ? e : budget_spend(s.matrix, s.n_linears, s.n_linears, &limits, choice, r, why);
+    if (!e)
+        give_vocabulary(o, s.matrix + s.n_linears, s.n_matrices - s.n_linears,
+                        file_bits(o, &fine->config) - r->file_bits, choice + s.n_linears);
     sensitivity_free(&s);
     return e;
 }

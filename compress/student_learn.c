@@ -28,10 +28,13 @@ static void learn_scale_itself(struct train *t, struct train_vector *p, const fl
 static void learn_plane(struct student *s, const struct student_matrix *x, struct train_plane *p,
                         const float *grad, const struct student_rates *r) {
     float *row = s->grad, *col = row + x->n;
-    struct train_adam scale = {r->scale, r->t};
-    /* Signs of several planes that share a gradient turn against one another: a second plane then
-     * gains nothing. They stay as they started. */
-    struct train_adam bits = {x->n_planes > 1 ? 0 : r->bit, r->t};
+    /* Signs of several planes that share a gradient turn against one another: only those of the
+     * last, the finest, are learnt. Scales of more than two stay ever nearer to where they started:
+     * an error in the first is to be small beside the last. */
+    bool last = p == &x->plane[x->n_planes - 1];
+    struct train_adam bits = {last ? r->bit : 0, r->t},
+                      scale = {x->n_planes > 2 ? ldexpf(r->scale, 2 - x->n_planes) : r->scale,
+                               r->t};
     s->t->ops->plane_back(s->t, p, x->n, x->k, grad, bits, row, col);
     if (r->scale > 0 && r->scale_itself && p->row.n == 1) {
         learn_scale_itself(s->t, &p->row, row, scale);
