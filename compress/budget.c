@@ -90,13 +90,21 @@ static void find_hull(struct frontier *f) {
     }
 }
 
-/* A matrix that changed must have a plane. */
-static bool allowed(const struct budget_matrix *m, const struct budget_choice *c) {
-    struct budget_choice plane = {.planes = 1, .scales = SCALES_ONE};
-    return c->planes || !(m->energy > 0) || budget_loss(m, c) < pair_worth * budget_loss(m, &plane);
+/* The least that every changed matrix gets. */
+struct least {
+    int32_t planes;
+    enum budget_scales scales;
+};
+static bool allowed(const struct budget_matrix *m, const struct budget_choice *c,
+                    struct least least) {
+    struct budget_choice floor = {.planes = least.planes, .scales = least.scales};
+    if (!(m->energy > 0))
+        return true;
+    return c->planes ? c->planes >= least.planes && c->scales >= least.scales
+                     : budget_loss(m, c) < pair_worth * budget_loss(m, &floor);
 }
 
-static err_t frontier_open(struct frontier *f, const struct budget_matrix *m) {
+static err_t frontier_open(struct frontier *f, const struct budget_matrix *m, struct least floor) {
     int32_t least = m->n < m->k ? m->n : m->k,
             ranks = m->n_roots < least / 2 ? m->n_roots : least / 2;
     size_t cap = (size_t)(MAX_PLANES * N_SCALES + 1) * (size_t)(ranks + 1) + 1;
@@ -109,7 +117,7 @@ static err_t frontier_open(struct frontier *f, const struct budget_matrix *m) {
         for (int s = 0; s < (c.planes ? N_SCALES : 1); s++)
             for (c.rank = 0; c.rank <= ranks; c.rank++) {
                 c.scales = (enum budget_scales)s;
-                if (!allowed(m, &c))
+                if (!allowed(m, &c, floor))
                     continue;
                 f->point[f->n++] = (struct point){budget_bits(m, &c), budget_loss(m, &c), c};
             }
@@ -176,22 +184,41 @@ static void fill(const struct frontier *f, int32_t first, int32_t end, const str
     }
 }
 
-static err_t open_all(struct frontier **out, const struct budget_matrix *m, int32_t n) {
-    struct frontier *f = calloc((size_t)n, sizeof *f);
-    err_t e = f ? 0 : E_NOMEM;
-    for (int32_t i = 0; !e && i < n; i++)
-        e = frontier_open(&f[i], &m[i]);
-    if (e)
-        frontiers_close(f, n);
-    *out = e ? NULL : f;
-    return e;
-}
-
 static double linear_weights(const struct budget_matrix *m, int32_t n_linears) {
     double weights = 0;
     for (int32_t i = 0; i < n_linears; i++)
         weights += (double)m[i].n * m[i].k;
     return weights;
+}
+
+/* As many planes, with scales as good, as the limit pays for in all linears: what expected losses
+ * say of scales and planes is true before a fit, but a fit makes more of scales in every matrix
+ * than of planes in few. */
+static struct least find_least(const struct budget_matrix *m, int32_t n_linears, double bits) {
+    for (int32_t planes = MAX_PLANES; planes > 0; planes--)
+        for (int s = SCALES_BOTH; s >= (planes > 1 ? SCALES_BOTH : SCALES_ONE); s--) {
+            struct budget_choice c = {.planes = planes, .scales = (enum budget_scales)s};
+            double all = 0;
+            for (int32_t i = 0; i < n_linears; i++)
+                all += m[i].energy > 0 ? budget_bits(&m[i], &c) : 0;
+            if (all <= bits)
+                return (struct least){planes, c.scales};
+        }
+    return (struct least){1, SCALES_ONE};
+}
+
+static err_t open_all(struct frontier **out, const struct budget_matrix *m, int32_t n_linears,
+                      int32_t n, double bits) {
+    struct frontier *f = calloc((size_t)n, sizeof *f);
+    struct least floor = find_least(m, n_linears, bits * linear_weights(m, n_linears) * slack),
+                 plane = {1, SCALES_ONE};
+    err_t e = f ? 0 : E_NOMEM;
+    for (int32_t i = 0; !e && i < n; i++)
+        e = frontier_open(&f[i], &m[i], i < n_linears ? floor : plane);
+    if (e)
+        frontiers_close(f, n);
+    *out = e ? NULL : f;
+    return e;
 }
 
 /* Spends on matrices [first, end) what *left has, beyond what the least of each takes. */
@@ -251,7 +278,8 @@ err_t budget_spend(const struct budget_matrix *m, int32_t n_linears, int32_t n_a
                    const struct budget_limits *limits, struct budget_choice *choice,
                    struct budget_result *result, struct why *why) {
     struct frontier *f;
-    err_t e = open_all(&f, m, n_all);
+    /* Where the file is limited, too, what all could have may be more than it holds. */
+    err_t e = open_all(&f, m, n_linears, n_all, limits->file_bits > 0 ? 0 : limits->bits);
     e = e ? e : spend(f, m, n_linears, n_all, limits, choice, result, why);
     frontiers_close(f, n_all);
     return e == E_NOMEM ? why_set(why, e, "There is not enough memory to share out the bits.") : e;
