@@ -33,8 +33,8 @@ GPU_BENCHES := $(patsubst tests/%.cu,$(O)/%,$(wildcard tests/cuda/bench_*.cu))
 obj = $(addprefix $(O)/,$(addsuffix .o,$(1)))
 
 PROGRAMS := $(O)/bitdeltad $(O)/bitdelta
-# The CUDA backends, of serving and of fitting, are libraries loaded at run time, built where nvcc is.
-CUDA_LIB := $(O)/libbitdelta_cuda.so $(O)/libbitdelta_train.so
+# The CUDA backends, of serving and of fitting, are libraries loaded at run time, built where nvcc is, the second where cuBLAS is, too.
+CUDA_LIB := $(O)/libbitdelta_cuda.so $(if $(wildcard $(dir $(NVCC))../include/cublas_v2.h /usr/include/cublas_v2.h),$(O)/libbitdelta_train.so)
 CUDA_OBJ := $(call obj,$(wildcard kernels/cuda/*.cu) kernels/kernels.c config/err.c config/log.c)
 
 .PHONY: help all deps demo test test-page test-quickstart accept bench bench-http test-gpu bench-gpu fuzz fuzz-objects format format-check layers limits docs man install clean

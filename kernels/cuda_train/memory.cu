@@ -88,6 +88,10 @@ err_t cuda_train_take(struct train *t, size_t bytes, void **device) {
         return E_NOMEM;
     }
     cuda_train_zero(t, *device, bytes);
+    if (c->error) {
+        cudaFree(*device);
+        *device = NULL;
+    }
     return c->error;
 }
 

@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Makes a base of Llama-2-7B's shape with random weights, and a fine-tune of it: every matrix moved by
 noise of 5 % of its size, half of that (in energy) of rank 16. The base is written in FP16, the
-fine-tune in BF16, in shards of four layers. Needs PyTorch and 27 GB; a CUDA device makes it quick.
+fine-tune in BF16, in shards of two layers. Needs PyTorch and 27 GB; a CUDA device makes it quick.
 
     pair.py DIR [LAYERS]     makes DIR/base and DIR/fine"""
 import concurrent.futures, json, os, struct, sys
@@ -22,7 +22,7 @@ def names():
     shard = [("model.embed_tokens.weight", (VOCAB, DIM)), ("lm_head.weight", (VOCAB, DIM)),
              ("model.norm.weight", (DIM,))]
     for layer in range(LAYERS):
-        if layer % 4 == 0 and layer:
+        if layer % 2 == 0 and layer:
             yield shard
             shard = []
         p = "model.layers.%d." % layer
@@ -65,7 +65,7 @@ def write(path, tensors, kind):
 def main(root):
     shards = list(names())
     indexes = [{}, {}]
-    with concurrent.futures.ThreadPoolExecutor(8) as pool:
+    with concurrent.futures.ThreadPoolExecutor(16) as pool:
         waiting = []
         for i, shard in enumerate(shards):
             pairs = [(n, made(s, i * 1000 + j)) for j, (n, s) in enumerate(shard)]
