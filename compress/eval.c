@@ -75,7 +75,11 @@ static err_t open_models(struct eval *v, const struct args *a, const struct tena
     struct llama_files base = {base_files, true}, tuned = {fine_files, false};
     struct progress p;
     progress_begin(&p, "read models");
-    err_t e = llama_load(&v->base, v->t, &base_files->config, llama_source_files(&base), &p, why);
+    /* The base answers the tenant's documents, too, which may be longer than it ever saw. */
+    struct model_config reach = base_files->config;
+    if (reach.context < first->meta.config.context)
+        reach.context = first->meta.config.context;
+    err_t e = llama_load(&v->base, v->t, &reach, llama_source_files(&base), &p, why);
     if (!e && fine)
         e = fine_tune_open(&v->fine_files, fine, base_files, why);
     if (!e && fine)

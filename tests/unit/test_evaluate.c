@@ -274,3 +274,18 @@ TEST_LIMIT(eval_draws_several_tenants_as_svg_and_png, 300) {
              65);
     CHECK_HAS(tool_output, "has other tokens than");
 }
+
+TEST_LIMIT(eval_lets_the_base_read_documents_beyond_its_own_context, 120) {
+    char fine[300], text[300], file[300];
+    snprintf(fine, sizeof fine, "%s", test_model("long")); /* 1024 tokens, the base's 512 */
+    snprintf(text, sizeof text, "%s/../eval.txt", fine);
+    snprintf(file, sizeof file, "%s/t.bitdelta", test_tmp());
+    TOOL_OK("compress --instant --base %s --finetuned %s -o %s", test_model("base"), fine, file);
+    TOOL_OK("eval --base %s --finetuned %s --tenant %s --text %s --limit 1 --json",
+            test_model("base"), fine, file, text);
+    json_t *root = json_loads(tool_output, 0, NULL);
+    CHECK(root);
+    double base = json_number_value(json_object_get(json_object_get(root, "base"), "perplexity"));
+    CHECK(base > 5 && base < 500);
+    json_decref(root);
+}
