@@ -276,7 +276,7 @@ TEST_LIMIT(eval_draws_several_tenants_as_svg_and_png, 300) {
 }
 
 TEST_LIMIT(eval_lets_the_base_read_documents_beyond_its_own_context, 120) {
-    char fine[300], text[300], file[300];
+    char fine[300], text[400], file[300];
     snprintf(fine, sizeof fine, "%s", test_model("long")); /* 1024 tokens, the base's 512 */
     snprintf(text, sizeof text, "%s/../eval.txt", fine);
     snprintf(file, sizeof file, "%s/t.bitdelta", test_tmp());
