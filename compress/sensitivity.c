@@ -5,8 +5,15 @@
 #include <string.h>
 
 #include "compress/low_rank.h"
+#include "compress/parallel.h"
 
-enum { BLOCK_FLOATS = 1 << 22, SCALE_ROUNDS = 8, HALF_BITS = 16, ROW_ID_BITS = 32 };
+enum {
+    BLOCK_FLOATS = 1 << 23,
+    READ_TASKS = 64,
+    SCALE_ROUNDS = 8,
+    HALF_BITS = 16,
+    ROW_ID_BITS = 32
+};
 /* A logit so far above the others that the softmax is one there and nothing elsewhere. */
 static const float certain = 60;
 
@@ -97,6 +104,27 @@ static err_t find_gradients(struct measuring *m, const struct corpus *own, int32
 /* ---- differences -----------------------------------------------------------------------------
  */
 
+/* Rows of a block of both models, read by several threads. */
+struct reading {
+    struct llama_source base, fine;
+    int32_t i_matrix, first, k, step;
+    float *from, *to; /* [rows, k] of the base; of the fine-tune, then the difference */
+    err_t error[READ_TASKS];
+    struct why why[READ_TASKS];
+};
+
+static void read_rows(void *arg, int32_t first, int32_t end) {
+    struct reading *r = arg;
+    int32_t task = first / r->step, at = r->first + first, n = end - first;
+    size_t from = (size_t)first * (size_t)r->k, to = (size_t)end * (size_t)r->k;
+    struct why *why = &r->why[task];
+    err_t e = r->base.rows(r->base.arg, r->i_matrix, at, n, r->from + from, why);
+    e = e ? e : r->fine.rows(r->fine.arg, r->i_matrix, at, n, r->to + from, why);
+    for (size_t l = from; !e && l < to; l++)
+        r->to[l] -= r->from[l];
+    r->error[task] = e;
+}
+
 /* d [n, k] on the device, in blocks of rows through the host. */
 static err_t put_difference(struct measuring *m, int32_t i, struct llama_source base,
                             struct llama_source fine, struct why *why) {
@@ -105,18 +133,21 @@ static err_t put_difference(struct measuring *m, int32_t i, struct llama_source 
     int32_t block = BLOCK_FLOATS / x->k + 1;
     block = block < x->n ? block : x->n;
     float *host = malloc(2 * (size_t)block * k * sizeof *host);
-    err_t e = host ? 0 : E_NOMEM;
+    struct reading *r = malloc(sizeof *r);
+    err_t e = host && r ? 0 : E_NOMEM;
     for (int32_t first = 0; !e && first < x->n; first += block) {
         int32_t n = x->n - first < block ? x->n - first : block;
-        size_t floats = (size_t)n * k;
-        e = base.rows(base.arg, i, first, n, host, why);
-        e = e ? e : fine.rows(fine.arg, i, first, n, host + floats, why);
-        for (size_t l = 0; !e && l < floats; l++)
-            host[floats + l] -= host[l];
+        *r = (struct reading){.base = base, .fine = fine, .i_matrix = i, .first = first, .k = x->k};
+        r->from = host, r->to = host + (size_t)block * k;
+        r->step = base.one_by_one || fine.one_by_one ? n : (n + READ_TASKS - 1) / READ_TASKS;
+        parallel_rows(n, r->step, read_rows, r);
+        for (int32_t task = 0; !e && task < READ_TASKS; task++)
+            if ((e = r->error[task]))
+                *why = r->why[task];
         if (!e)
-            m->t->ops->put(m->t, m->d + (size_t)first * k, host + floats, floats * sizeof *host);
+            m->t->ops->put(m->t, m->d + (size_t)first * k, r->to, (size_t)n * k * sizeof *host);
     }
-    free(host);
+    free(host), free(r);
     return e;
 }
 

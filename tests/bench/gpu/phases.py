@@ -12,7 +12,7 @@ ended = threading.Event()
 
 
 def watch(pid):
-    query = ["nvidia-smi", "-i", "0", "--query-gpu=memory.used", "--format=csv,noheader,nounits"]
+    query = ["nvidia-smi", "-i", os.environ.get("CUDA_VISIBLE_DEVICES") or "0", "--query-gpu=memory.used", "--format=csv,noheader,nounits"]
     while not ended.wait(0.2):
         try:
             if shutil.which("nvidia-smi"):
