@@ -54,11 +54,11 @@ __global__ void __launch_bounds__(THREADS, 1) linear_kernel(const __grid_constan
     if (threadIdx.x == 0) {
         for (int i = 0; i < C::slots; i++) {
             barrier_init(l.full + i, GROUP);
-            barrier_init(l.empty + i, BASE_WARPS);
+            barrier_init(l.empty + i, 32 * BASE_WARPS);
         }
         for (int i = 0; i < C::x_slots; i++) {
             barrier_init(l.x_full + i, Q);
-            barrier_init(l.x_empty + i, BASE_WARPS);
+            barrier_init(l.x_empty + i, 32 * BASE_WARPS);
         }
         barrier_init(l.total_full, 32 * SIGN_WARPS);
         barrier_init(l.total_empty, 32 * BASE_WARPS);

@@ -190,14 +190,14 @@ template <int Q, int H> __device__ void run_base(const linear_args &a, const lay
                                lane * 16,
                            acc);
             __syncwarp();
+            /* Every lane arrives for itself: no slower than one for all, and what racecheck can
+             * follow. */
             if (in_slot + 4 * C::sums == C::x_runs) {
-                if (lane == 0)
-                    barrier_arrive(l.x_empty + x_at.slot);
+                barrier_arrive(l.x_empty + x_at.slot);
                 x_at.advance(C::x_slots);
             }
             for (; at.slot != end.slot; at.advance(C::slots))
-                if (lane == 0)
-                    barrier_arrive(l.empty + at.slot);
+                barrier_arrive(l.empty + at.slot);
         }
         if (n_phases)
             barrier_wait(l.total_full, turn);

@@ -2,8 +2,9 @@
  * graphs, median of 15:
  *   ms a step of the 128 producers, alone and as what they add to the 128 linears;
  *   us of the tables of all jobs, the embedding, and sampling.
- * Tenants have a plane in every matrix: without column scales, with those of each part's own, and
- * with these and pairs of rank 16, as `bitdelta` fits them. Correctness is test_rows' business. */
+ * Rows of the base alone, and of tenants with a plane in every matrix: without column scales, with
+ * those of each part's own, and with these and pairs of rank 16, as `bitdelta` fits them.
+ * Correctness is test_rows' business. */
 #include <algorithm>
 #include <functional>
 
@@ -76,7 +77,8 @@ static model make_model(void) {
     return m;
 }
 
-/* kind 0: planes alone; 1: and column scales; 2: and pairs. */
+enum { BASE, PLANES, COLUMNS, PAIRS };
+/* Tenants that change nothing; with a plane in every matrix; and column scales; and pairs. */
 static void set_tenants(model &m, int kind) {
     for (void *p : m.of_kind)
         CUDA(cudaFree(p));
@@ -92,8 +94,8 @@ static void set_tenants(model &m, int kind) {
             struct delta d = {};
             enum part p = (enum part)(i % N_PARTS);
             d.n_planes = 1;
-            d.plane[0] = {m.bits + word, m.row, kind ? m.col + col : NULL};
-            if (kind == 2) {
+            d.plane[0] = {m.bits + word, m.row, kind >= COLUMNS ? m.col + col : NULL};
+            if (kind == PAIRS) {
                 d.rank = RANK;
                 d.a = (const uint16_t *)m.a + col * RANK;
                 d.b = (const uint16_t *)m.b;
@@ -104,7 +106,7 @@ static void set_tenants(model &m, int kind) {
         }
         gpu_tenant g = {};
         g.norm = norm, g.norm_eps = 1e-5f, g.vocab = 32000;
-        g.delta = device_copy(deltas);
+        g.delta = kind == BASE ? NULL : device_copy(deltas);
         m.of_kind.push_back((void *)g.delta);
         tenants.push_back(g);
     }
@@ -252,11 +254,11 @@ int main(void) {
     for (int vocab : {32000, 128256})
         bench_sampling(vocab);
     model m = make_model();
-    static const char *kinds[] = {"planes", "own columns", "and pairs, rank 16"};
+    static const char *kinds[] = {"base alone", "planes", "own columns", "and pairs, rank 16"};
     printf(
         "7B, ms a step\n%-20s rows  producers  linears  both   added   tables and embedding, us\n",
         "");
-    for (int kind = 0; kind < 3; kind++) {
+    for (int kind = BASE; kind <= PAIRS; kind++) {
         set_tenants(m, kind);
         for (int n : {1, 4, 16, 32, 64}) {
             set_rows(m, n);

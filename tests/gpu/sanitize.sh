@@ -1,21 +1,30 @@
 #!/bin/sh
-# compute-sanitizer over whole steps of every kind of tenant on a model of odd sizes: one prompt for
-# each, then decode. Usage: sanitize.sh build/test-gpu
-# racecheck leaves out the kernels that are fed by bulk copies: it needs minutes for them, and they
-# have tests of their own. What it does not follow, and what orders the accesses there, is said in
-# docs/kernels-cuda.md.
+# compute-sanitizer over the CUDA backend: whole steps of every kind of tenant on a model of odd
+# sizes (one prompt for each, then decode), then the small cases of the decode linear, also on a
+# grid of three blocks, so that rings go round. Usage: sanitize.sh build/test-gpu [build/cuda/test_linear]
+# racecheck of whole steps leaves out the kernels that are fed by bulk copies: it needs minutes for
+# them, and they have tests of their own; a small case of the linear follows. What it does not
+# follow, and what orders the accesses there, is said in docs/kernels-cuda.md.
 set -eu
 tool=$(command -v compute-sanitizer || ls /usr/local/cuda/bin/compute-sanitizer 2>/dev/null || true)
 [ -n "$tool" ] || { echo "skipped: no compute-sanitizer"; exit 0; }
+steps=$1 linear=${2:-}
+"$steps" gpu_steps_with_odd | grep -q '^0 passed' && { echo "skipped: no CUDA device"; exit 0; }
 run() {
     echo "== $*"
-    "$tool" --target-processes all --error-exitcode 9 "$@" "$binary" gpu_steps_with_odd
+    "$tool" --target-processes all --error-exitcode 9 "$@"
 }
-binary=$1
-"$binary" gpu_steps_with_odd | grep -q '^0 passed' && { echo "skipped: no CUDA device"; exit 0; }
-run --tool memcheck
-run --tool initcheck
-run --tool synccheck
+for t in memcheck initcheck synccheck; do
+    run --tool $t "$steps" gpu_steps_with_odd
+done
 run --tool racecheck --kernel-name-exclude kernel_substring=linear_kernel \
     --kernel-name-exclude kernel_substring=wide_kernel \
-    --kernel-name-exclude kernel_substring=attention_narrow_kernel
+    --kernel-name-exclude kernel_substring=attention_narrow_kernel "$steps" gpu_steps_with_odd
+[ -n "$linear" ] || exit 0
+for t in memcheck initcheck synccheck; do
+    run --tool $t "$linear" quick
+done
+# The tool counts a kernel's barriers from its source, where these are an array: it is told. One
+# case, with rings that go round: the whole set takes minutes.
+run --tool racecheck --num-cuda-barriers 64 --kernel-name kernel_substring=linear_kernel \
+    "$linear" quick "three parts"
