@@ -79,7 +79,7 @@ template <int STEPS> struct layout {
         for (int i = 0; i < SUMS; i++)
             barrier_init(summed + i, 1), barrier_init(added + i, 1);
         for (int i = 0; i < ITEMS; i++)
-            barrier_init(made + i, 1), barrier_init(ready + i, 1), barrier_init(ended + i, 2);
+            barrier_init(made + i, 1), barrier_init(ready + i, 1), barrier_init(ended + i, 1);
         barrier_init_fence();
     }
 };
@@ -191,7 +191,6 @@ __device__ void bring_queries(const attention_args &a, const layout<STEPS> &l, i
         bring_query<STEPS>(a, it, (uint4 *)(l.query + at * query_bytes(STEPS)),
                            l.slots + at * SLOTS, lane);
         arrive_warp(l.ready + at, lane);
-        arrive_warp(l.ended + at, lane);
     }
 }
 
