@@ -1,15 +1,16 @@
 #!/usr/bin/env python3
 """Makes a base of Llama-2-7B's shape with random weights, and a fine-tune of it: every matrix moved by
 noise of 5 % of its size, half of that (in energy) of rank 16. The base is written in FP16, the
-fine-tune in BF16, in shards of two layers. Needs PyTorch and 27 GB; a CUDA device makes it quick.
+fine-tune in BF16, in shards of two layers. Needs NumPy and 27 GB; a process for each core.
 
     pair.py DIR [LAYERS]     makes DIR/base and DIR/fine"""
-import concurrent.futures, json, os, struct, sys
-import torch
+import json, multiprocessing, os, struct, sys
+os.environ["OPENBLAS_NUM_THREADS"] = "1"
+import numpy as np
 
 DIM, FFN, HEADS, VOCAB, RANK, MOVED = 4096, 11008, 32, 32000, 16, 0.05
+ROOT = sys.argv[1]
 LAYERS = int(sys.argv[2]) if len(sys.argv) > 2 else 32
-DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 CONFIG = {"architectures": ["LlamaForCausalLM"], "model_type": "llama", "hidden_size": DIM,
           "intermediate_size": FFN, "num_hidden_layers": LAYERS, "num_attention_heads": HEADS,
           "num_key_value_heads": HEADS, "vocab_size": VOCAB, "max_position_embeddings": 4096,
@@ -17,72 +18,78 @@ CONFIG = {"architectures": ["LlamaForCausalLM"], "model_type": "llama", "hidden_
           "rope_theta": 10000.0, "tie_word_embeddings": False}
 
 
-def names():
-    """Shards, each a list of (name, shape)."""
-    shard = [("model.embed_tokens.weight", (VOCAB, DIM)), ("lm_head.weight", (VOCAB, DIM)),
-             ("model.norm.weight", (DIM,))]
-    for layer in range(LAYERS):
-        if layer % 2 == 0 and layer:
-            yield shard
-            shard = []
-        p = "model.layers.%d." % layer
-        shard += [(p + "self_attn.%s_proj.weight" % x, (DIM, DIM)) for x in "qkvo"]
-        shard += [(p + "mlp.gate_proj.weight", (FFN, DIM)), (p + "mlp.up_proj.weight", (FFN, DIM)),
-                  (p + "mlp.down_proj.weight", (DIM, FFN)),
-                  (p + "input_layernorm.weight", (DIM,)),
-                  (p + "post_attention_layernorm.weight", (DIM,))]
-    yield shard
+def layer(i):
+    p = "model.layers.%d." % i
+    return ([(p + "self_attn.%s_proj.weight" % x, (DIM, DIM)) for x in "qkvo"] +
+            [(p + "mlp.gate_proj.weight", (FFN, DIM)), (p + "mlp.up_proj.weight", (FFN, DIM)),
+             (p + "mlp.down_proj.weight", (DIM, FFN)), (p + "input_layernorm.weight", (DIM,)),
+             (p + "post_attention_layernorm.weight", (DIM,))])
 
 
-def made(shape, seed):
-    """A tensor of the base and the same of the fine-tune."""
-    g = torch.Generator(DEVICE).manual_seed(seed)
+SHARDS = [[("model.embed_tokens.weight", (VOCAB, DIM))],
+          [("lm_head.weight", (VOCAB, DIM)), ("model.norm.weight", (DIM,))]]
+SHARDS += [sum([layer(j) for j in range(i, min(i + 2, LAYERS))], []) for i in range(0, LAYERS, 2)]
+
+
+def name_of(i):
+    return "model-%05d-of-%05d.safetensors" % (i + 1, len(SHARDS))
+
+
+def bf16(x):
+    bits = x.view(np.uint32)
+    bits += 0x7fff + (bits >> 16 & 1)
+    return (bits >> 16).astype(np.uint16)
+
+
+def stretch(noise, shape, at):
+    """Numbers of the noise from `at` on, round and round."""
+    n = int(np.prod(shape))
+    return np.resize(np.roll(noise, -at) if n < len(noise) else noise[at:], n).reshape(shape)
+
+
+def made(shape, noise, g):
+    """A tensor of the base in FP16 and the same of the fine-tune in BF16."""
+    at = [int(x) for x in g.integers(0, len(noise) // 2, 2)]
     if len(shape) == 1:
-        base = torch.ones(shape, device=DEVICE)
-        return base, base + 0.01 * torch.randn(shape, device=DEVICE, generator=g)
-    size = 0.02 if shape[1] == DIM else 0.012
-    base = size * torch.randn(shape, device=DEVICE, generator=g)
-    noise = torch.randn(shape, device=DEVICE, generator=g)
-    pair = (torch.randn((shape[0], RANK), device=DEVICE, generator=g) @
-            torch.randn((RANK, shape[1]), device=DEVICE, generator=g))
-    return base, base + size * MOVED * 0.5 ** 0.5 * (noise + pair / RANK ** 0.5)
+        return np.ones(shape, np.float16), bf16(1 + np.float32(0.01) * stretch(noise, shape, at[0]))
+    size = np.float32(0.02 if shape[1] == DIM else 0.012)
+    base = (size * stretch(noise, shape, at[0])).astype(np.float16)
+    step = size * np.float32(MOVED * 0.5 ** 0.5)
+    fine = stretch(noise, shape, at[1]) * step
+    b = g.standard_normal((shape[0], RANK), np.float32) * (step / np.float32(RANK ** 0.5))
+    fine += b @ g.standard_normal((RANK, shape[1]), np.float32)
+    fine += base
+    return base, bf16(fine)
 
 
-def write(path, tensors, kind):
+def write(i):
+    g = np.random.default_rng(i)
+    noise = g.standard_normal((1 << 22) + 17, np.float32)
     header, at = {}, 0
-    for name, x in tensors:
-        end = at + x.numel() * 2
-        header[name] = {"dtype": kind, "shape": list(x.shape), "data_offsets": [at, end]}
+    for name, shape in SHARDS[i]:
+        end = at + 2 * int(np.prod(shape))
+        header[name] = {"shape": list(shape), "data_offsets": [at, end]}
         at = end
-    text = json.dumps(header).encode()
-    text += b" " * (-len(text) % 8)
-    with open(path, "wb") as f:
-        f.write(struct.pack("<Q", len(text)) + text)
-        for _, x in tensors:
-            f.write(memoryview(x.contiguous().view(torch.int16).cpu().numpy()).cast("B"))
+    files = []
+    for model, kind in (("base", "F16"), ("fine", "BF16")):
+        text = json.dumps({k: dict(v, dtype=kind) for k, v in header.items()}).encode()
+        text += b" " * (-len(text) % 8)
+        files.append(open(os.path.join(ROOT, model, name_of(i)), "wb"))
+        files[-1].write(struct.pack("<Q", len(text)) + text)
+    for _, shape in SHARDS[i]:
+        for f, x in zip(files, made(shape, noise, g)):
+            x.tofile(f)
+    for f in files:
+        f.close()
 
 
-def main(root):
-    shards = list(names())
-    indexes = [{}, {}]
-    with concurrent.futures.ThreadPoolExecutor(16) as pool:
-        waiting = []
-        for i, shard in enumerate(shards):
-            pairs = [(n, made(s, i * 1000 + j)) for j, (n, s) in enumerate(shard)]
-            for m, (name, kind, dtype) in enumerate([("base", "F16", torch.float16),
-                                                     ("fine", "BF16", torch.bfloat16)]):
-                os.makedirs(os.path.join(root, name), exist_ok=True)
-                file = "model-%05d-of-%05d.safetensors" % (i + 1, len(shards))
-                tensors = [(n, x[m].to(dtype)) for n, x in pairs]
-                indexes[m].update({n: file for n, _ in tensors})
-                waiting.append(pool.submit(write, os.path.join(root, name, file), tensors, kind))
-        for w in waiting:
-            w.result()
-    for m, (name, dtype) in enumerate([("base", "float16"), ("fine", "bfloat16")]):
-        with open(os.path.join(root, name, "config.json"), "w") as f:
+if __name__ == "__main__":
+    for model, dtype in (("base", "float16"), ("fine", "bfloat16")):
+        os.makedirs(os.path.join(ROOT, model), exist_ok=True)
+        with open(os.path.join(ROOT, model, "config.json"), "w") as f:
             json.dump(dict(CONFIG, torch_dtype=dtype), f)
-        with open(os.path.join(root, name, "model.safetensors.index.json"), "w") as f:
-            json.dump({"metadata": {}, "weight_map": indexes[m]}, f)
-
-
-main(sys.argv[1])
+        with open(os.path.join(ROOT, model, "model.safetensors.index.json"), "w") as f:
+            json.dump({"metadata": {}, "weight_map": {n: name_of(i) for i in range(len(SHARDS))
+                                                      for n, _ in SHARDS[i]}}, f)
+    with multiprocessing.Pool(min(os.cpu_count(), len(SHARDS))) as pool:
+        pool.map(write, range(len(SHARDS)), chunksize=1)
