@@ -129,28 +129,26 @@ def load(out):
     return found
 
 
-def cell(point, what):
+def figure(x):
+    return f"{x:.2g}" if x >= 1e-3 else f"{x:.1e}".replace("e-0", "e-")
+
+
+def cell(point):
+    """KL, and the share of questions answered exactly where there are some."""
     if not point:
         return ""
-    own = point["own"]["tenant"]
-    if what == "kl":
-        return f"{own['kl']:.2g}" if own["kl"] < 1 else f"{own['kl']:.2f}"
-    if what == "exact":
-        return f"{100 * own['exact_match']:.1f} %"
-    if what == "mse":
-        return f"{point['base_text']['tenant']['logit_mse']:.3g}"
-    return f"{100 * own['top1']:.1f} %"
+    exact = f" ({100 * point['own']['tenant']['exact_match']:.0f} %)" if point["own"].get("questions") else ""
+    return figure(point["own"]["tenant"]["kl"]) + exact
 
 
-def table(found, tenant, what, title):
-    bits = sorted({b for t, _, b in found if t == tenant})
-    if not bits:
-        return
-    print(f"\n**{tenant}**, {title}\n\n| bits | " + " | ".join(METHODS.values()) + " |")
-    print("|---|" + "---|" * len(METHODS))
-    for b in bits:
-        row = [cell(found.get((tenant, m, b)), what) for m in METHODS]
-        print(f"| {b:g} | " + " | ".join(row) + " |")
+def print_table(found):
+    print("| tenant | bits | " + " | ".join(METHODS.values()) + " | logit MSE on base text, in the same order |")
+    print("|---|---|" + "---|" * (len(METHODS) + 1))
+    for tenant in TENANTS:
+        for bits in sorted({b for t, _, b in found if t == tenant}):
+            row = [found.get((tenant, m, bits)) for m in METHODS]
+            mse = "; ".join(figure(p["base_text"]["tenant"]["logit_mse"]) if p else "–" for p in row)
+            print(f"| {tenant} | {bits:g} | " + " | ".join(map(cell, row)) + f" | {mse} |")
 
 
 WIDTH, PANEL, HEIGHT, LEFT, TOP, BOTTOM = 760, 240, 230, 46, 34, 30
@@ -213,11 +211,7 @@ def plot(found, path):
 
 def report(args):
     found = load(args.out)
-    for tenant in TENANTS:
-        table(found, tenant, "kl", "KL from the fine-tune (nats a token) on held-out documents")
-        if any(k[0] == tenant and p["own"].get("questions") for k, p in found.items()):
-            table(found, tenant, "exact", "questions answered exactly")
-        table(found, tenant, "mse", "mean squared error of the logits on the base's text")
+    print_table(found)
     worse = [k for k, p in found.items() if k[1] not in ("fit", "delta-come") and
              found.get((k[0], "fit", k[2]), p)["own"]["tenant"]["kl"] > p["own"]["tenant"]["kl"]]
     print("\nours is behind at: " + (", ".join(map(str, worse)) or "none"))
