@@ -31,11 +31,6 @@ static const float other_share = 0.125f;
 /* Each sampled token is seen this often: sampling costs about as much as two steps of learning. */
 static const double passes = 1.25;
 
-/* Steps unless they are asked for: minutes on two cores for the demo's models; minutes on a GPU for
- * 7 B weights, and seconds for what takes this many bytes. */
-enum { CPU_STEPS = 400, GPU_STEPS = 500, GPU_STEPS_SMALL = 2000 };
-static const double small_model = 1e9;
-
 /* Rates by trial on the demo's fine-tunes (docs/quality.md). The published method learns its scales
  * themselves at 1e-4 from the logits' squared error. */
 static const struct fit_options fit_defaults = {
@@ -381,25 +376,16 @@ static err_t open_student(struct fitting *f, json_t *made, struct why *why) {
     return e;
 }
 
-static int32_t default_steps(const struct model_config *c, const struct train *t) {
-    return strcmp(t->ops->name, "cpu") == 0                     ? CPU_STEPS
-           : llama_bytes(c, t->ops->weight_bytes) < small_model ? GPU_STEPS_SMALL
-                                                                : GPU_STEPS;
-}
-
 err_t fitted_write(const struct job_base *base, const struct checkpoint *fine,
                    const struct fitted_options *o, struct tenant_writer *w, struct report *report,
                    json_t *made, json_t **quality, struct why *why) {
-    struct fitted_options own = *o;
-    struct fitting f = {.o = &own, .base_files = base, .fine = fine, .cost = &report->cost};
+    struct fitting f = {.o = o, .base_files = base, .fine = fine, .cost = &report->cost};
     f.text = !o->published || o->steps > 0;
     struct fit_options options = o->published ? published_defaults : fit_defaults;
     if (options.max_length > fine->config.context)
         options.max_length = fine->config.context;
     err_t e = device_open(&f.t, o->device, 0, why);
-    if (!e && o->steps < 0)
-        own.steps = default_steps(&fine->config, f.t);
-    options.steps = own.steps;
+    options.steps = o->steps;
     if (!e)
         cost_begin(f.cost, f.t);
     e = e ? e : check_memory(&f, &options, why);

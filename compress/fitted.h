@@ -11,13 +11,12 @@
 struct fitted_options {
     double bits;          /* of a weight of the linears on average, 1 .. MAX_PLANES: planes, scales
                              and low-rank pairs; one plane with its scales is the least */
-    int32_t vocab_planes; /* of embedding and lm_head; 0: by what they gain */
+    int32_t vocab_planes; /* of embedding and lm_head; 0: as compress/plan.c has it */
     bool dense_vocab;     /* embedding and lm_head whole */
     bool published;       /* one scale a matrix, distilled as BitDelta was published */
     const char *calibration; /* a text to answer like the fine-tune, or NULL */
     const char *device;      /* auto, cpu, cuda */
-    int32_t steps; /* of learning; with few, planes are refitted by least squares first; -1: as many
-                      as suit the device */
+    int32_t steps;           /* of learning; with few, planes are refitted by least squares first */
     uint64_t seed;
     const char *path; /* of the file to come: an interrupted fit is kept beside it; NULL: is not */
 };

@@ -205,7 +205,8 @@ template <int Q, int H> __device__ void run_base(const linear_args &a, const lay
         for (int i = 0; i < C::tiles; i++)
             if (i < mine)
                 store_tile<Q>(a, l.total, g, m0 + i * C::along_out, quad, rows, acc[i]);
-        barrier_arrive(l.total_empty);
+        if (n_phases) /* else nobody waits for it */
+            barrier_arrive(l.total_empty);
     }
 }
 
