@@ -22,6 +22,11 @@ const char *__lsan_default_suppressions(void);
 const char *__lsan_default_suppressions(void) {
     return "leak:libfontconfig";
 }
+/* Nor is it said: what the tool prints stays what it prints. */
+const char *__lsan_default_options(void);
+const char *__lsan_default_options(void) {
+    return "print_suppressions=0";
+}
 #endif
 
 /* Pixels of a PNG a point: print and dense displays show it sharp. */
