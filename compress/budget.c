@@ -49,8 +49,6 @@ double budget_bits(const struct budget_matrix *m, const struct budget_choice *c)
 }
 
 double budget_loss(const struct budget_matrix *m, const struct budget_choice *c) {
-    if (c->exact)
-        return 0;
     double energy = m->energy;
     for (int32_t r = 0; r < c->rank; r++)
         energy -= m->root[r];
@@ -121,10 +119,6 @@ static err_t frontier_open(struct frontier *f, const struct budget_matrix *m, st
                     continue;
                 f->point[f->n++] = (struct point){budget_bits(m, &c), budget_loss(m, &c), c};
             }
-    if (m->n_changed > 0) {
-        c = (struct budget_choice){.exact = true};
-        f->point[f->n++] = (struct point){budget_bits(m, &c), 0, c};
-    }
     qsort(f->point, (size_t)f->n, sizeof *f->point, by_bits);
     find_hull(f);
     return 0;
@@ -140,13 +134,13 @@ static const struct point *chosen(const struct frontier *f) {
     return &f->point[f->hull[f->at]];
 }
 
-/* Takes steps of matrices [first, end), the steepest first, while they fit into *left. A step that
+/* Takes steps of the n matrices, the steepest first, while they fit into *left. A step that
  * does not fit ends its matrix's walk: what lies behind it costs more and gains less. */
-static void walk(struct frontier *f, int32_t first, int32_t end, double *left) {
+static void walk(struct frontier *f, int32_t n, double *left) {
     for (;;) {
         int32_t best = -1;
         double best_slope = 0;
-        for (int32_t i = first; i < end; i++) {
+        for (int32_t i = 0; i < n; i++) {
             if (f[i].at + 1 >= f[i].n_hull)
                 continue;
             const struct point *a = chosen(&f[i]), *b = &f[i].point[f[i].hull[f[i].at + 1]];
@@ -161,15 +155,14 @@ static void walk(struct frontier *f, int32_t first, int32_t end, double *left) {
     }
 }
 
-/* The last bits: any point of any matrix that still fits, the largest gain first. pick [n_all]:
+/* The last bits: any point of any matrix that still fits, the largest gain first. pick [n]:
  * points in use. */
-static void fill(const struct frontier *f, int32_t first, int32_t end, const struct point **pick,
-                 double *left) {
+static void fill(const struct frontier *f, int32_t n, const struct point **pick, double *left) {
     for (;;) {
         const struct point *best = NULL;
         int32_t where = 0;
         double gain = 0;
-        for (int32_t i = first; i < end; i++)
+        for (int32_t i = 0; i < n; i++)
             for (int32_t l = 0; l < f[i].n; l++) {
                 const struct point *p = &f[i].point[l];
                 if (p->bits - pick[i]->bits > *left)
@@ -184,9 +177,9 @@ static void fill(const struct frontier *f, int32_t first, int32_t end, const str
     }
 }
 
-static double linear_weights(const struct budget_matrix *m, int32_t n_linears) {
+static double weights_of(const struct budget_matrix *m, int32_t n) {
     double weights = 0;
-    for (int32_t i = 0; i < n_linears; i++)
+    for (int32_t i = 0; i < n; i++)
         weights += (double)m[i].n * m[i].k;
     return weights;
 }
@@ -194,12 +187,12 @@ static double linear_weights(const struct budget_matrix *m, int32_t n_linears) {
 /* As many planes, with scales as good, as the limit pays for in all linears: what expected losses
  * say of scales and planes is true before a fit, but a fit makes more of scales in every matrix
  * than of planes in few. */
-static struct least find_least(const struct budget_matrix *m, int32_t n_linears, double bits) {
+static struct least find_least(const struct budget_matrix *m, int32_t n, double bits) {
     for (int32_t planes = MAX_PLANES; planes > 0; planes--)
         for (int s = SCALES_BOTH; s >= (planes > 1 ? SCALES_BOTH : SCALES_ONE); s--) {
             struct budget_choice c = {.planes = planes, .scales = (enum budget_scales)s};
             double all = 0;
-            for (int32_t i = 0; i < n_linears; i++)
+            for (int32_t i = 0; i < n; i++)
                 all += m[i].energy > 0 ? budget_bits(&m[i], &c) : 0;
             if (all <= bits)
                 return (struct least){planes, c.scales};
@@ -207,80 +200,37 @@ static struct least find_least(const struct budget_matrix *m, int32_t n_linears,
     return (struct least){1, SCALES_ONE};
 }
 
-static err_t open_all(struct frontier **out, const struct budget_matrix *m, int32_t n_linears,
-                      int32_t n, double bits) {
-    struct frontier *f = calloc((size_t)n, sizeof *f);
-    struct least floor = find_least(m, n_linears, bits * linear_weights(m, n_linears) * slack),
-                 plane = {1, SCALES_ONE};
-    err_t e = f ? 0 : E_NOMEM;
-    for (int32_t i = 0; !e && i < n; i++)
-        e = frontier_open(&f[i], &m[i], i < n_linears ? floor : plane);
-    if (e)
-        frontiers_close(f, n);
-    *out = e ? NULL : f;
-    return e;
-}
-
-/* Spends on matrices [first, end) what *left has, beyond what the least of each takes. */
-static void spend_on(struct frontier *f, int32_t first, int32_t end, const struct point **pick,
-                     double *left) {
-    walk(f, first, end, left);
-    for (int32_t i = first; i < end; i++)
-        pick[i] = chosen(&f[i]);
-    fill(f, first, end, pick, left);
-}
-
-static double least_bits(const struct frontier *f, int32_t first, int32_t end) {
-    double bits = 0;
-    for (int32_t i = first; i < end; i++)
-        bits += chosen(&f[i])->bits;
-    return bits;
-}
-
-static err_t spend(struct frontier *f, const struct budget_matrix *m, int32_t n_linears,
-                   int32_t n_all, const struct budget_limits *limits, struct budget_choice *choice,
-                   struct budget_result *r, struct why *why) {
-    const struct point **pick = calloc((size_t)n_all, sizeof *pick);
-    if (!pick)
-        return E_NOMEM;
-    err_t e = 0;
+static err_t spend(struct frontier *f, const struct budget_matrix *m, int32_t n, double bits,
+                   struct budget_choice *choice, struct budget_result *r) {
+    const struct point **pick = calloc((size_t)n, sizeof *pick);
+    struct least floor = find_least(m, n, bits);
     struct budget_choice none = {0};
-    double weights = linear_weights(m, n_linears), linears = least_bits(f, 0, n_linears),
-           vocab = least_bits(f, n_linears, n_all), left = limits->bits * weights * slack,
-           file = limits->file_bits > 0 ? limits->file_bits : 1e300;
+    err_t e = pick ? 0 : E_NOMEM;
+    for (int32_t i = 0; !e && i < n; i++)
+        e = frontier_open(&f[i], &m[i], floor);
+    for (int32_t i = 0; !e && i < n; i++)
+        bits -= chosen(&f[i])->bits;
+    if (!e)
+        walk(f, n, &bits); /* of tiny matrices even one scale is more than all may take */
+    for (int32_t i = 0; !e && i < n; i++)
+        pick[i] = chosen(&f[i]);
+    if (!e)
+        fill(f, n, pick, &bits);
     *r = (struct budget_result){0};
-    left = left > linears ? left : linears; /* of tiny matrices even one scale is much */
-    left = (left < file - vocab ? left : file - vocab) - linears;
-    if (left < 0) {
-        e = why_set(why, E_TOO_LARGE,
-                    "The file may take %.1f MB and one plane for every matrix takes %.1f MB, with "
-                    "what cannot be left out: allow that much.",
-                    file / 8e6, (linears + vocab) / 8e6);
-        goto out;
-    }
-    spend_on(f, 0, n_linears, pick, &left);
-    for (int32_t i = 0; i < n_linears; i++)
-        r->bits += pick[i]->bits / weights;
-    double rest = file - vocab - r->bits * weights;
-    spend_on(f, n_linears, n_all, pick, &rest);
-    for (int32_t i = 0; i < n_all; i++) {
+    for (int32_t i = 0; !e && i < n; i++) {
         choice[i] = pick[i]->choice;
-        r->file_bits += pick[i]->bits;
+        r->bits += pick[i]->bits;
         r->loss += pick[i]->loss;
         r->loss_at_base += budget_loss(&m[i], &none);
     }
-out:
     free(pick);
     return e;
 }
 
-err_t budget_spend(const struct budget_matrix *m, int32_t n_linears, int32_t n_all,
-                   const struct budget_limits *limits, struct budget_choice *choice,
-                   struct budget_result *result, struct why *why) {
-    struct frontier *f;
-    /* Where the file is limited, too, what all could have may be more than it holds. */
-    err_t e = open_all(&f, m, n_linears, n_all, limits->file_bits > 0 ? 0 : limits->bits);
-    e = e ? e : spend(f, m, n_linears, n_all, limits, choice, result, why);
-    frontiers_close(f, n_all);
-    return e == E_NOMEM ? why_set(why, e, "There is not enough memory to share out the bits.") : e;
+err_t budget_spend(const struct budget_matrix *m, int32_t n, double bits,
+                   struct budget_choice *choice, struct budget_result *result, struct why *why) {
+    struct frontier *f = calloc((size_t)n, sizeof *f);
+    err_t e = f ? spend(f, m, n, bits * weights_of(m, n) * slack, choice, result) : E_NOMEM;
+    frontiers_close(f, n);
+    return e ? why_set(why, e, "There is not enough memory to share out the bits.") : 0;
 }

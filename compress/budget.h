@@ -2,7 +2,7 @@
  * large a low-rank pair, so that the whole loses least of the fine-tune for the bits that it may
  * take.
  *
- * One currency for all matrices, embedding and lm_head among them: the loss that a matrix is
+ * One currency for all matrices: the loss that a matrix is
  * expected to cause is its sensitivity (what a unit of squared error in it costs, measured by
  * compress/sensitivity.h) times the energy of what its planes and pair leave of the difference.
  * Every way to store a matrix is then a point of bits and loss; bits are spent where they gain
@@ -38,29 +38,20 @@ struct budget_choice {
     bool exact;
 };
 
-/* Every matrix that changed gets a plane: an expected loss is a rough guide, and what one plane
- * keeps of a matrix it misjudges. The rest of the bits goes where it gains. A pair alone may take
- * the plane's place where it leaves less than a tenth of what that would, and exact rows may. */
-struct budget_limits {
-    double bits;      /* per weight of the linears, scales and pairs included; 1 to 8 */
-    double file_bits; /* of all matrices; 0: no limit */
-};
-
 struct budget_result {
-    double bits;      /* per weight of the linears, as spent */
-    double file_bits; /* of all matrices */
-    double loss;      /* expected, of all; at no bits at all: loss_at_base */
+    double bits; /* as spent, of all matrices */
+    double loss; /* expected, of all; at no bits at all: loss_at_base */
     double loss_at_base;
 };
 
-/* The first n_linears of the n_all matrices share limits->bits; the others share what the file may
- * take beyond that. choice [n_all] is written. E_TOO_LARGE with a sentence that says which limits
- * would do, when a plane for every matrix already takes more; E_NOMEM. */
-err_t budget_spend(const struct budget_matrix *m, int32_t n_linears, int32_t n_all,
-                   const struct budget_limits *limits, struct budget_choice *choice,
-                   struct budget_result *result, struct why *why);
+/* Shares `bits` per weight, scales and pairs included, among the n matrices; choice [n] is written.
+ * Every matrix that changed gets a plane: an expected loss is a rough guide, and what one plane
+ * keeps of a matrix it misjudges. The rest goes where it gains. A pair alone may take the plane's
+ * place where it leaves less than a tenth of what that would. E_NOMEM with a sentence. */
+err_t budget_spend(const struct budget_matrix *m, int32_t n, double bits,
+                   struct budget_choice *choice, struct budget_result *result, struct why *why);
 
-/* What a choice costs and leaves. */
+/* What a choice costs; what planes and pair (not exact rows) leave. */
 double budget_bits(const struct budget_matrix *m, const struct budget_choice *c);
 double budget_loss(const struct budget_matrix *m, const struct budget_choice *c);
 

@@ -64,13 +64,12 @@ err_t plan_choose(const struct plan_options *o, const struct llama *teacher,
     }
     struct sensitivity s;
     struct llama_files from = {base, true}, to = {fine, false};
-    struct budget_limits limits = {.bits = o->bits};
     err_t e = sensitivity_open(&s, teacher, llama_source_files(&from), llama_source_files(&to),
                                base->config.shape.vocab, own, ROWS, BATCHES, p, why);
-    e = e ? e : budget_spend(s.matrix, s.n_linears, s.n_linears, &limits, choice, r, why);
+    e = e ? e : budget_spend(s.matrix, s.n_linears, o->bits, choice, r, why);
     if (!e)
         give_vocabulary(o, s.matrix + s.n_linears, s.n_matrices - s.n_linears,
-                        file_bits(o, &fine->config) - r->file_bits, choice + s.n_linears);
+                        file_bits(o, &fine->config) - r->bits, choice + s.n_linears);
     sensitivity_free(&s);
     return e;
 }
