@@ -63,27 +63,10 @@ static void make_adapter(const char *config, const struct piece *piece) {
     }
 static const struct piece q1_pair[] = {Q1_PAIR, {0}};
 
-static void read_out(struct tenant_file *t) {
-    struct why why;
-    int fd = open(out, O_RDONLY);
-    CHECK_OK(tenant_file_read(t, fd, out, NULL, NULL, &why), why);
-    close(fd);
-}
-
-static float *load(const char *dir, const char *name, size_t n) {
-    struct checkpoint c;
-    struct why why;
-    float *x = malloc(n * sizeof *x);
-    CHECK_OK(checkpoint_open(&c, dir, &why), why);
-    CHECK_OK(checkpoint_read_f32(&c, name, x, n, &why), why);
-    checkpoint_close(&c);
-    return x;
-}
-
 /* The tensor as the tenant, merged, has it. */
 static float *exported(const char *name, size_t n) {
     TOOL_OK("export --base %s --tenant %s -o %s", base, out, merged);
-    return load(merged, name, n);
+    return read_tensor(merged, name, n);
 }
 
 TEST(adapter_pairs_are_scaled_as_peft_does) {
@@ -108,7 +91,7 @@ TEST(adapter_pairs_are_scaled_as_peft_does) {
         struct tenant_file t;
         make_adapter(cases[i].config, q1_pair);
         TOOL_OK("import-lora --base %s -o %s %s", base, out, adapter);
-        read_out(&t);
+        read_tenant(out, &t);
         CHECK_EQ(t.meta.part_kind[0], KIND_ABSENT);
         const struct delta *d = &t.delta[N_PARTS + PART_Q];
         CHECK_EQ(d->rank, RANK);
@@ -151,7 +134,7 @@ TEST(adapter_of_dora_is_merged_as_it_is_read_and_refused_as_a_pair) {
     CHECK_OK(fine_tune_open(&f, adapter, &c, &why), why);
     static double want[D * D];
     static float got[D * D], part[D];
-    float *w = load(base, "model.layers.1.self_attn.q_proj.weight", D * D);
+    float *w = read_tensor(base, "model.layers.1.self_attn.q_proj.weight", D * D);
     reference(w, pieces[0].name, pieces[1].name, magnitude, want, D, D);
     CHECK_OK(checkpoint_read_f32(&f.checkpoint, "model.layers.1.self_attn.q_proj.weight", got,
                                  D * D, &why),
@@ -167,7 +150,7 @@ TEST(adapter_of_dora_is_merged_as_it_is_read_and_refused_as_a_pair) {
     CHECK_OK(checkpoint_read_f32(&f.checkpoint, "model.layers.0.self_attn.o_proj.weight", got,
                                  D * D, &why),
              why);
-    float *same = load(base, "model.layers.0.self_attn.o_proj.weight", D * D);
+    float *same = read_tensor(base, "model.layers.0.self_attn.o_proj.weight", D * D);
     CHECK_EQ(memcmp(got, same, sizeof got), 0);
     free(same), free(w);
     fine_tune_close(&f);
@@ -191,7 +174,7 @@ TEST(adapter_modules_trained_whole_are_kept_whole) {
     make_model(base, (struct make_model){0});
     make_adapter(",\"modules_to_save\":[\"lm_head\",\"up_proj\",\"input_layernorm\"]", pieces);
     TOOL_OK("import-lora --base %s -o %s %s", base, out, adapter);
-    read_out(&t);
+    read_tenant(out, &t);
     CHECK_EQ(t.meta.part_kind[PART_UP], KIND_DENSE);
     CHECK_EQ(t.meta.embed, KIND_ABSENT);
     CHECK_EQ(t.meta.head, KIND_DENSE);
@@ -202,7 +185,7 @@ TEST(adapter_modules_trained_whole_are_kept_whole) {
     for (size_t i = 0; i < 48 * D; i++)
         CHECK_EQ(x[i], value(head, i));
     free(x);
-    x = load(merged, "model.layers.0.mlp.up_proj.weight", 72 * D);
+    x = read_tensor(merged, "model.layers.0.mlp.up_proj.weight", 72 * D);
     for (size_t i = 0; i < 72 * D; i++)
         CHECK_EQ(x[i], value(up, i));
     free(x);
@@ -220,12 +203,12 @@ TEST(adapter_of_embedding_and_head_stays_a_pair_each) {
     make_model(base, (struct make_model){0});
     make_adapter("", pieces);
     TOOL_OK("import-lora --base %s -o %s %s", base, out, adapter);
-    read_out(&t);
+    read_tenant(out, &t);
     CHECK_EQ(t.meta.embed, KIND_PLANES);
     CHECK_EQ(t.embed.delta.rank, RANK);
     CHECK_EQ(t.head.delta.rank, RANK);
     tenant_file_free(&t);
-    float *w = load(base, "model.embed_tokens.weight", 48 * D),
+    float *w = read_tensor(base, "model.embed_tokens.weight", 48 * D),
           *x = exported("model.embed_tokens.weight", 48 * D);
     for (int v = 0; v < 48; v++)
         for (int c = 0; c < D; c++) {
@@ -252,7 +235,7 @@ TEST(adapter_tokens_and_resized_vocabularies_are_exact) {
     make_model(base, (struct make_model){0});
     make_adapter(",\"trainable_token_indices\":[30,7]", few);
     TOOL_OK("import-lora --base %s -o %s %s", base, out, adapter);
-    read_out(&t);
+    read_tenant(out, &t);
     CHECK_EQ(t.meta.embed, KIND_ROWS);
     CHECK_EQ(t.embed.n_rows, 2);
     CHECK_EQ(t.embed.row_id[0], 7);
@@ -269,7 +252,7 @@ TEST(adapter_tokens_and_resized_vocabularies_are_exact) {
                     adapter, out);
         else
             TOOL_OK("import-lora --base %s -o %s %s", base, out, adapter);
-        read_out(&t);
+        read_tenant(out, &t);
         CHECK_EQ(t.meta.config.shape.vocab, 51);
         tenant_file_free(&t);
         float *x = exported("lm_head.weight", 51 * D);

@@ -35,23 +35,6 @@ static void one_row(const char *name, float *x, size_t n, void *arg) {
             x[7 * 40 + i] += *(float *)arg;
 }
 
-static void read_out(struct tenant_file *t) {
-    struct why why;
-    int fd = open(out, O_RDONLY);
-    CHECK_OK(tenant_file_read(t, fd, out, NULL, NULL, &why), why);
-    close(fd);
-}
-
-static float *load(const char *dir, const char *name, size_t n) {
-    struct checkpoint c;
-    struct why why;
-    float *x = malloc(n * sizeof *x);
-    CHECK_OK(checkpoint_open(&c, dir, &why), why);
-    CHECK_OK(checkpoint_read_f32(&c, name, x, n, &why), why);
-    checkpoint_close(&c);
-    return x;
-}
-
 TEST(tool_ends_with_the_code_its_help_names) {
     CHECK_EQ(run_tool("--help"), 0);
     CHECK_HAS(tool_output, "Exit codes");
@@ -94,7 +77,7 @@ static void round_trip(enum st_dtype base_dtype, enum st_dtype fine_dtype, const
     TOOL_OK("compress --instant --base %s --finetuned %s -o %s %s", base, fine, out, options);
     TOOL_OK("verify --base %s %s", base, out);
     TOOL_OK("export --base %s --tenant %s -o %s", base, out, merged);
-    read_out(&t);
+    read_tenant(out, &t);
     const struct model_shape *s = &t.meta.config.shape;
     for (int32_t i = 0; i < s->n_layers * N_PARTS; i++) {
         enum part p = (enum part)(i % N_PARTS);
@@ -102,8 +85,8 @@ static void round_trip(enum st_dtype base_dtype, enum st_dtype fine_dtype, const
         char name[160];
         part_name(name, sizeof name, i / N_PARTS, p);
         strcat(name, ".weight");
-        float *b = load(base, name, (size_t)n * (size_t)k),
-              *m = load(merged, name, (size_t)n * (size_t)k);
+        float *b = read_tensor(base, name, (size_t)n * (size_t)k),
+              *m = read_tensor(merged, name, (size_t)n * (size_t)k);
         for (int32_t r = 0; r < n; r++)
             for (int32_t c = 0; c < k; c++) {
                 double sum = half_to_float(half_from_float(b[r * k + c]));
@@ -192,7 +175,7 @@ TEST(tool_keeps_what_equals_the_base_out_of_the_file) {
     make_model(base, (struct make_model){0});
     make_model(fine, (struct make_model){.change = one_row, .arg = &amount});
     TOOL_OK("compress --instant --base %s --finetuned %s -o %s", base, fine, out);
-    read_out(&t);
+    read_tenant(out, &t);
     for (int i = 0; i < 2 * N_PARTS; i++)
         CHECK_EQ(t.meta.part_kind[i], KIND_ABSENT);
     CHECK_EQ(t.meta.head, KIND_ABSENT);
@@ -202,8 +185,8 @@ TEST(tool_keeps_what_equals_the_base_out_of_the_file) {
     tenant_file_free(&t);
     /* And the export is the fine-tune, to the last bit. */
     TOOL_OK("export --base %s --tenant %s -o %s", base, out, merged);
-    float *x = load(fine, "model.embed_tokens.weight", 48 * 40),
-          *y = load(merged, "model.embed_tokens.weight", 48 * 40);
+    float *x = read_tensor(fine, "model.embed_tokens.weight", 48 * 40),
+          *y = read_tensor(merged, "model.embed_tokens.weight", 48 * 40);
     CHECK_EQ(memcmp(x, y, 48 * 40 * sizeof *x), 0);
     free(x);
     free(y);
@@ -218,13 +201,13 @@ TEST(tool_keeps_rows_beyond_the_base_exactly) {
     for (int dense = 0; dense < 2; dense++) {
         TOOL_OK("compress --instant --base %s --finetuned %s -o %s %s", base, fine, out,
                 dense ? "--embed dense" : "--embed-bits 2");
-        read_out(&t);
+        read_tenant(out, &t);
         CHECK_EQ(t.meta.embed, dense ? KIND_DENSE : KIND_PLANES);
         CHECK_EQ(t.embed.n_rows, dense ? 0 : 3);
         tenant_file_free(&t);
         TOOL_OK("export --base %s --tenant %s -o %s", base, out, merged);
-        float *x = load(fine, "lm_head.weight", 51 * 40),
-              *y = load(merged, "lm_head.weight", 51 * 40);
+        float *x = read_tensor(fine, "lm_head.weight", 51 * 40),
+              *y = read_tensor(merged, "lm_head.weight", 51 * 40);
         size_t from = dense ? 0 : 48 * 40;
         CHECK_EQ(memcmp(x + from, y + from, (51 * 40 - from) * sizeof *x), 0);
         free(x);
@@ -245,7 +228,7 @@ TEST(tool_follows_tied_embeddings_on_either_side) {
         make_model(fine,
                    (struct make_model){.tied = cases[i].fine, .change = tune, .arg = &amount});
         TOOL_OK("compress --instant --base %s --finetuned %s -o %s", base, fine, out);
-        read_out(&t);
+        read_tenant(out, &t);
         CHECK_EQ(t.meta.head, cases[i].head);
         tenant_file_free(&t);
         TOOL_OK("export --base %s --tenant %s -o %s", base, out, merged);
@@ -273,13 +256,13 @@ TEST(tool_takes_a_fine_tune_with_fewer_tokens_and_other_names) {
         TOOL_OK("compress --instant --bits 8 --base %s --finetuned %s -o %s %s", base, fine, out,
                 dense ? "--embed dense" : "");
         TOOL_OK("verify --base %s %s", base, out);
-        read_out(&t);
+        read_tenant(out, &t);
         CHECK_EQ(t.meta.config.shape.vocab, 45);
         CHECK_NEAR(t.meta.config.rope.theta, 500000, 0, 0);
         tenant_file_free(&t);
         TOOL_OK("export --base %s --tenant %s -o %s", base, out, merged);
-        float *x = load(fine, "lm_head.weight", 45 * 40),
-              *y = load(merged, "lm_head.weight", 45 * 40);
+        float *x = read_tensor(fine, "lm_head.weight", 45 * 40),
+              *y = read_tensor(merged, "lm_head.weight", 45 * 40);
         for (int i = 0; i < 45 * 40; i++)
             CHECK_NEAR(x[i], y[i], dense ? 1e-7 : 3e-3, 0x1p-11);
         free(x);
@@ -368,7 +351,7 @@ TEST(tool_keeps_added_tokens_template_and_rope_of_real_tenants) {
     places();
     TOOL_OK("compress --instant --base %s --finetuned %s -o %s", test_model("base"),
             test_model("chat"), out);
-    read_out(&t);
+    read_tenant(out, &t);
     CHECK_EQ(t.meta.config.shape.vocab, 4098);
     CHECK_HAS(t.meta.tokenizer_json, "<|im_end|>");
     CHECK_HAS(t.meta.tokenizer_json, "chat_template");
@@ -376,7 +359,7 @@ TEST(tool_keeps_added_tokens_template_and_rope_of_real_tenants) {
     tenant_file_free(&t);
     TOOL_OK("compress --instant --base %s --finetuned %s -o %s", test_model("base"),
             test_model("long"), out);
-    read_out(&t);
+    read_tenant(out, &t);
     CHECK_EQ(t.meta.config.rope.kind, ROPE_LINEAR);
     CHECK_EQ(t.meta.config.context, 1024);
     tenant_file_free(&t);

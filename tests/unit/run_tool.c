@@ -1,9 +1,12 @@
 #include "tests/unit/run_tool.h"
 
+#include <fcntl.h>
 #include <stdarg.h>
+#include <stdlib.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
+#include "engine/checkpoint.h"
 #include "tests/check.h"
 
 char tool_output[1 << 16];
@@ -25,4 +28,21 @@ int run_tool(const char *format, ...) {
     tool_output[got] = 0;
     int status = pclose(f);
     return WIFEXITED(status) ? WEXITSTATUS(status) : 1000 + WTERMSIG(status);
+}
+
+void read_tenant(const char *path, struct tenant_file *t) {
+    struct why why;
+    int fd = open(path, O_RDONLY);
+    CHECK_OK(tenant_file_read(t, fd, path, NULL, NULL, &why), why);
+    close(fd);
+}
+
+float *read_tensor(const char *dir, const char *name, size_t n) {
+    struct checkpoint c;
+    struct why why;
+    float *x = malloc(n * sizeof *x);
+    CHECK_OK(checkpoint_open(&c, dir, &why), why);
+    CHECK_OK(checkpoint_read_f32(&c, name, x, n, &why), why);
+    checkpoint_close(&c);
+    return x;
 }

@@ -4,6 +4,8 @@
 
 #include <stddef.h>
 
+#include "engine/tenant_file.h"
+
 /* "compress --base ..." printf style. Returns the exit code; what the tool printed on both streams
  * is in tool_output until the next call. */
 int run_tool(const char *format, ...) __attribute__((format(printf, 1, 2)));
@@ -15,5 +17,9 @@ extern char tool_output[1 << 16];
         if (tool_code)                                                                             \
             test_fail(__FILE__, __LINE__, "bitdelta gave %d: %s", tool_code, tool_output);         \
     } while (0)
+
+/* What the tool wrote. A failure ends the test. tenant_file_free; free. */
+void read_tenant(const char *path, struct tenant_file *t);
+float *read_tensor(const char *dir, const char *name, size_t n); /* [n] of a checkpoint */
 
 #endif
