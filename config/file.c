@@ -2,6 +2,7 @@
 
 #include <errno.h>
 #include <fcntl.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/stat.h>
@@ -52,6 +53,20 @@ err_t file_read(const char *path, size_t max_bytes, char **text, size_t *n, stru
     }
     int saved = errno;
     close(fd);
+    errno = saved;
+    return e;
+}
+
+err_t file_read_in(const char *dir, const char *name, size_t max_bytes, char **text, size_t *n,
+                   struct why *why) {
+    char *path;
+    *text = NULL;
+    *n = 0;
+    if (asprintf(&path, "%s/%s", dir, name) < 0)
+        return why_set(why, E_NOMEM, "%s: not enough memory", dir);
+    err_t e = file_read(path, max_bytes, text, n, why);
+    int saved = errno;
+    free(path);
     errno = saved;
     return e;
 }

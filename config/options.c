@@ -79,7 +79,7 @@ void option_suggest(const char *name, size_t n, char out[96]) {
 }
 
 /* A whole number with a suffix out of `suffixes` ("" for none); each is 1024 times the one before.
- * False: not a number, or more than 18 digits. */
+ * False: not a number, or more than 15 digits. */
 static bool read_number(const char *text, const char *suffixes, double *value, bool *exact) {
     size_t digits = strspn(text, "0123456789");
     if (digits == 0 || digits > 15)

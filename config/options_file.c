@@ -1,12 +1,9 @@
 /* The configuration file: lines of 'name = value', comments from # on; see options.h. Every fault
  * is told with file and line. */
-#include <errno.h>
-#include <fcntl.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/stat.h>
-#include <unistd.h>
 
+#include "config/file.h"
 #include "config/option_row.h"
 
 enum { MAX_FILE_BYTES = 1 << 20 };
@@ -97,28 +94,12 @@ err_t options_parse_file(struct options *o, const char *path, const char *text, 
 }
 
 err_t option_read_file(struct options *o, const char *path, struct why *why) {
-    struct stat st;
-    int fd = open(path, O_RDONLY | O_CLOEXEC);
-    char *text = NULL;
-    size_t n = 0;
-    err_t e = E_OK;
-    if (fd < 0 || fstat(fd, &st) != 0)
-        e = why_set(why, E_CONFIG, "%.200s: %s", path, strerror(errno));
-    else if (!S_ISREG(st.st_mode) || st.st_size > MAX_FILE_BYTES)
-        e = why_set(why, E_CONFIG, "%.200s: not a file of at most %d bytes", path, MAX_FILE_BYTES);
-    else if (!(text = malloc((size_t)st.st_size + 1)))
-        e = why_set(why, E_NOMEM, "no memory for %.200s", path);
-    while (!e && n < (size_t)st.st_size) {
-        ssize_t got = read(fd, text + n, (size_t)st.st_size - n);
-        if (got > 0)
-            n += (size_t)got;
-        else if (got == 0 || errno != EINTR)
-            e = why_set(why, E_CONFIG, "%.200s: %s", path, got ? strerror(errno) : "cut short");
-    }
-    if (!e)
-        e = options_parse_file(o, path, text, n, why);
+    char *text;
+    size_t n;
+    err_t e = file_read(path, MAX_FILE_BYTES, &text, &n, why);
+    if (e)
+        return e == E_NOMEM ? e : E_CONFIG;
+    e = options_parse_file(o, path, text, n, why);
     free(text);
-    if (fd >= 0)
-        close(fd);
     return e;
 }

@@ -95,27 +95,15 @@ static char *path_in(const char *dir, const char *name) {
     return asprintf(&path, "%s/%s", dir, name) < 0 ? NULL : path;
 }
 
-static err_t read_text(const char *dir, const char *name, size_t max, char **text, size_t *n,
-                       struct why *why) {
-    char *path = path_in(dir, name);
-    *text = NULL;
-    err_t e = path ? file_read(path, max, text, n, why)
-                   : why_set(why, E_NOMEM, "%s: not enough memory", dir);
-    int saved = errno;
-    free(path);
-    errno = saved;
-    return e;
-}
-
 static err_t read_configs(struct checkpoint *c, struct why *why) {
     size_t n;
-    err_t e = read_text(c->dir, "config.json", MAX_CONFIG, &c->config_json, &n, why);
+    err_t e = file_read_in(c->dir, "config.json", MAX_CONFIG, &c->config_json, &n, why);
     if (e)
         return e;
     e = model_config_parse(&c->config, c->config_json, n, why);
     if (e)
         return why_prefix(why, e, "%s", c->dir);
-    e = read_text(c->dir, "generation_config.json", MAX_CONFIG, &c->generation_json, &n, why);
+    e = file_read_in(c->dir, "generation_config.json", MAX_CONFIG, &c->generation_json, &n, why);
     if (e == E_IO && errno == ENOENT) {
         c->generation_json = strdup("{}");
         return c->generation_json ? E_OK : why_set(why, E_NOMEM, "%s: not enough memory", c->dir);
@@ -246,7 +234,7 @@ static err_t open_files(struct checkpoint *c, struct why *why) {
     }
     char *text;
     size_t n;
-    err_t e = read_text(c->dir, "model.safetensors.index.json", MAX_INDEX, &text, &n, why);
+    err_t e = file_read_in(c->dir, "model.safetensors.index.json", MAX_INDEX, &text, &n, why);
     if (e == E_IO && errno == ENOENT)
         return open_folder(c, why);
     if (e)

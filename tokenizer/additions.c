@@ -6,15 +6,13 @@
 #include "tokenizer/additions.h"
 
 #include <errno.h>
-#include <fcntl.h>
 #include <stdbool.h>
 #include <stdint.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/stat.h>
-#include <unistd.h>
 
+#include "config/file.h"
 #include "config/json.h"
 #include "config/sha256.h"
 
@@ -25,54 +23,8 @@ enum {
 
 err_t additions_read_file(const char *dir, const char *name, size_t max, char **data, size_t *n,
                           struct why *why) {
-    char path[4096];
-    struct stat st;
-    err_t e = E_OK;
-    *data = NULL;
-    *n = 0;
-    if ((size_t)snprintf(path, sizeof path, "%s/%s", dir, name) >= sizeof path)
-        return why_set(why, E_IO, "the path of %s is too long", name);
-    int fd = open(path, O_RDONLY | O_CLOEXEC);
-    if (fd < 0 && (errno == ENOENT || errno == ENOTDIR))
-        return E_OK;
-    if (fd < 0 || fstat(fd, &st) != 0) {
-        e = why_set(why, E_IO, "cannot read %s: %s", path, strerror(errno));
-        goto out;
-    }
-    if (!S_ISREG(st.st_mode)) {
-        e = why_set(why, E_IO, "%s is not a file", path);
-        goto out;
-    }
-    if ((unsigned long long)st.st_size > max) {
-        e = why_set(why, E_FORMAT, "%s has %lld bytes; at most %zu are read", path,
-                    (long long)st.st_size, max);
-        goto out;
-    }
-    char *bytes = malloc((size_t)st.st_size + 1);
-    if (!bytes) {
-        e = why_set(why, E_NOMEM, "no memory for %s", path);
-        goto out;
-    }
-    size_t have = 0;
-    while (have < (size_t)st.st_size) {
-        ssize_t got = read(fd, bytes + have, (size_t)st.st_size - have);
-        if (got < 0 && errno == EINTR)
-            continue;
-        if (got <= 0) {
-            e = why_set(why, E_IO, "cannot read %s: %s", path,
-                        got < 0 ? strerror(errno) : "it shrank while being read");
-            free(bytes);
-            goto out;
-        }
-        have += (size_t)got;
-    }
-    bytes[have] = 0;
-    *data = bytes;
-    *n = have;
-out:
-    if (fd >= 0)
-        close(fd);
-    return e;
+    err_t e = file_read_in(dir, name, max, data, n, why);
+    return e == E_IO && (errno == ENOENT || errno == ENOTDIR) ? E_OK : e;
 }
 
 /* *out: the object in dir/name; NULL if there is no such file. */

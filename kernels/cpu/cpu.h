@@ -26,7 +26,7 @@ struct product_part {
     struct share *share;       /* [n_shares] in row order */
 };
 struct product {
-    int32_t n_parts, n_shares, n_rows, k, n_units;
+    int32_t n_parts, n_shares, n_rows, k;
     size_t ldx, ldo;
     const float *x; /* [n_rows, k] */
     float *out;     /* [n_rows, all parts] */

@@ -12,8 +12,6 @@
 extern "C" {
 #endif
 
-enum { POOL_MAX_ITEMS = 1 << 22 };
-
 struct pool;
 
 /* Work on item `item`; `thread` < n_threads names the thread's own scratch. */

@@ -197,7 +197,7 @@ TEST(options_faults_of_the_environment_and_of_the_whole) {
     CHECK_OK(LOAD(&o, &done, &why, "--base=b", "--admin=[::]:0", "--listen=[::]:0"), why);
     options_free(&o);
     CHECK_EQ(LOAD(&o, &done, &why, "--base=b", "--config", "/nowhere/at.all"), E_CONFIG);
-    CHECK_HAS(why.text, "/nowhere/at.all: No such file");
+    CHECK_HAS(why.text, "/nowhere/at.all: cannot open: No such file");
     CHECK_EQ(LOAD(&o, &done, &why, "--base=b", "--config", "/"), E_CONFIG);
     CHECK_HAS(why.text, "/: not a file");
     setenv("BITDELTAD_KV_TOKENS", "many", 1);
