@@ -199,7 +199,7 @@ TEST(options_faults_of_the_environment_and_of_the_whole) {
     CHECK_EQ(LOAD(&o, &done, &why, "--base=b", "--config", "/nowhere/at.all"), E_CONFIG);
     CHECK_HAS(why.text, "/nowhere/at.all: cannot open: No such file");
     CHECK_EQ(LOAD(&o, &done, &why, "--base=b", "--config", "/"), E_CONFIG);
-    CHECK_HAS(why.text, "/: not a file");
+    CHECK_HAS(why.text, "/: not a regular file");
     setenv("BITDELTAD_KV_TOKENS", "many", 1);
     CHECK_EQ(LOAD(&o, &done, &why, "--base=b"), E_CONFIG);
     CHECK_HAS(why.text, "BITDELTAD_KV_TOKENS: \"many\"");
