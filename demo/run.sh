@@ -17,7 +17,7 @@ finish() {
     rm -rf "$work"
 }
 trap finish EXIT
-trap 'exit 0' INT TERM
+trap 'exit 0' INT TERM HUP
 
 "$build/bitdeltad" --base "$here/base" --deltas "$here/tenants" --no-autoload \
     --listen "127.0.0.1:$port" --admin "unix:$work/admin.sock" 2>"$work/log" &

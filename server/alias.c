@@ -25,9 +25,11 @@ static err_t set(struct server *s, const json_t *body, bool *replaced, const cha
         return why_set(why, E_NO_MODEL, "'target' names no model that is served.");
     *field = "name";
     err_t e = registry_alias(&s->registry, name, target, replaced, why);
-    if (!e)
-        log_info("tenant", "op=alias name=%s target=%s", name, target);
-    return e;
+    if (e)
+        return e;
+    log_info("tenant", "op=alias name=%s target=%s", name, target);
+    kept_set(&s->kept, KEPT_ALIASES, name, target);
+    return E_OK;
 }
 
 void alias_put(struct server *s, struct exchange *x) {
@@ -41,9 +43,9 @@ void alias_put(struct server *s, struct exchange *x) {
     if (e)
         http_reply_error(x, e, field, &why);
     else
-        http_reply_json(x, replaced ? 200 : 201,
-                        json_pack("{s:O,s:O}", "name", json_object_get(body, "name"), "target",
-                                  json_object_get(body, "target")));
+        kept_reply(s, x, replaced ? 200 : 201,
+                   json_pack("{s:O,s:O}", "name", json_object_get(body, "name"), "target",
+                             json_object_get(body, "target")));
     json_decref(body);
 }
 
@@ -62,5 +64,6 @@ void alias_delete(struct server *s, struct exchange *x) {
         return;
     }
     log_info("tenant", "op=unalias name=%s", name);
-    http_reply_json(x, 200, json_pack("{s:s,s:b}", "name", name, "deleted", 1));
+    kept_set(&s->kept, KEPT_ALIASES, name, NULL);
+    kept_reply(s, x, 200, json_pack("{s:s,s:b}", "name", name, "deleted", 1));
 }

@@ -1,5 +1,7 @@
 #include "server/loop.h"
 
+#include <unistd.h>
+
 #include "config/clock.h"
 #include "config/log.h"
 #include "server/generation.h"
@@ -40,6 +42,17 @@ static void on_signal(uv_signal_t *signal, int number) {
     struct server *s = signal->data;
     log_info("signal", "number=%d", number);
     server_drain(s, s->draining ? HURRY_US : (int64_t)s->options->drain_timeout * 1000000);
+}
+
+/* From a terminal it says that the terminal is gone; from anybody else it asks for a reload. */
+static void on_hangup(uv_signal_t *signal, int number) {
+    struct server *s = signal->data;
+    if (s->on_terminal) {
+        on_signal(signal, number);
+    } else if (!s->draining) {
+        log_info("signal", "number=%d", number);
+        folder_reload(s);
+    }
 }
 
 static void on_engine(uv_poll_t *p, int status, int events) {
@@ -98,7 +111,9 @@ static err_t open_handles(struct server *s, struct why *why) {
     uv_timer_init(&s->loop, &s->second);
     uv_signal_init(&s->loop, &s->sigterm);
     uv_signal_init(&s->loop, &s->sigint);
-    s->second.data = s->sigterm.data = s->sigint.data = s;
+    uv_signal_init(&s->loop, &s->sighup);
+    s->on_terminal = isatty(STDIN_FILENO); /* asked later, a lost terminal is none */
+    s->second.data = s->sigterm.data = s->sigint.data = s->sighup.data = s;
     failed = uv_poll_init(&s->loop, &s->engine_events, engine_event_fd(s->engine));
     s->engine_events.data = s;
     if (!failed)
@@ -107,6 +122,8 @@ static err_t open_handles(struct server *s, struct why *why) {
         failed = uv_signal_start(&s->sigterm, on_signal, SIGTERM);
     if (!failed)
         failed = uv_signal_start(&s->sigint, on_signal, SIGINT);
+    if (!failed)
+        failed = uv_signal_start(&s->sighup, on_hangup, SIGHUP);
     if (!failed)
         failed = uv_timer_start(&s->second, on_tick, TICK_MS, TICK_MS);
     return failed ? why_set(why, E_INTERNAL, "the event loop: %s", uv_strerror(failed)) : E_OK;
@@ -145,6 +162,7 @@ void loop_close(struct server *s) {
     uv_close((uv_handle_t *)&s->engine_events, NULL);
     uv_close((uv_handle_t *)&s->sigterm, NULL);
     uv_close((uv_handle_t *)&s->sigint, NULL);
+    uv_close((uv_handle_t *)&s->sighup, NULL);
     uv_close((uv_handle_t *)&s->second, NULL);
     http_close(s->http);
     listen_remove(s->options->admin);

@@ -10,7 +10,6 @@
 #include <unistd.h>
 
 #include "config/log.h"
-#include "server/admin.h"
 #include "server/json.h"
 #include "server/loop.h"
 #include "server/sdnotify.h"
@@ -105,6 +104,7 @@ static err_t open_model(struct server *s, struct why *why) {
 
 static void close_all(struct server *s) {
     registry_close(&s->registry);
+    kept_close(&s->kept);
     if (s->engine)
         engine_close(s->engine);
     tokenizer_close(s->tokenizer);
@@ -130,10 +130,14 @@ static err_t serve(const struct options *o, struct why *why) {
         e = open_deltas(s, why);
     if (!e)
         e = open_model(s, why);
-    if (!e && o->autoload)
-        admin_autoload(s);
+    if (!e)
+        e = kept_open(&s->kept, o->state, why);
+    if (!e)
+        folder_open(s);
     if (!e)
         e = registry_read_aliases(&s->registry, o->aliases, why);
+    if (!e)
+        kept_apply_aliases(&s->kept, &s->registry);
     if (!e) {
         e = loop_open(s, why);
         if (!e)
@@ -154,6 +158,7 @@ int main(int argc, char **argv) {
     if (!e && !done) {
         log_set_level(options.log_level);
         signal(SIGPIPE, SIG_IGN);
+        signal(SIGHUP, isatty(STDIN_FILENO) ? SIG_DFL : SIG_IGN); /* until the loop takes it */
         MHD_set_panic_func(on_panic, NULL);
         raise_file_limit();
         e = serve(&options, &why);

@@ -46,7 +46,14 @@ void served_unref(struct served *s) {
     tokenizer_close(s->own_tokenizer);
     json_decref(s->generation);
     tenant_unref(s->tenant);
+    free(s->path);
     free(s);
+}
+
+void served_came_from(struct served *s, const char *path, const struct file_stamp *stamp) {
+    free(s->path);
+    s->path = strdup(path);
+    s->stamp = *stamp;
 }
 
 /* A template that cannot be used takes chats alone; whoever registers the model should know. */

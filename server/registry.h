@@ -16,6 +16,12 @@ enum {
     REGISTRY_PRINT_BYTES = 64, /* "bd-" + 16 hex of the content hash + "-" + generation */
 };
 
+/* What tells one state of a file from another without reading it. */
+struct file_stamp {
+    uint64_t inode;
+    int64_t bytes, changed_ns;
+};
+
 struct served {
     int refs;
     char name[256]; /* the base's name may be longer than a tenant's */
@@ -25,6 +31,8 @@ struct served {
     json_t *generation;                /* owned; generation_config.json, NULL: none */
     struct tokenizer *own_tokenizer;   /* owned; NULL: the base's */
     const struct tokenizer *tokenizer; /* the one to use */
+    char *path;                        /* owned; beneath the deltas directory; NULL: unknown */
+    struct file_stamp stamp;           /* of the file when it was read */
 };
 
 /* A second name: whoever asks for `name` gets what `target` names at that moment. */
@@ -70,6 +78,8 @@ bool registry_unalias(struct registry *r, const char *name); /* false: no such a
 /* Aliases of the text "NAME=TARGET, NAME=TARGET". Errors: E_CONFIG. */
 err_t registry_read_aliases(struct registry *r, const char *text, struct why *why);
 
+/* Notes which file it was read from; without memory it stays unknown, and a reload passes it by. */
+void served_came_from(struct served *s, const char *path, const struct file_stamp *stamp);
 struct served *served_ref(struct served *s);
 void served_unref(struct served *s); /* NULL is fine */
 

@@ -1,5 +1,6 @@
 /* The state of the daemon's one I/O thread and what its files share. Everything here is touched on
- * that thread only, except where a worker is handed its own piece (generation.c, admin.c). */
+ * that thread only, except where a worker is handed its own piece (generation.c, load.c, kept.c).
+ */
 #ifndef SERVER_SERVER_H
 #define SERVER_SERVER_H
 
@@ -8,7 +9,9 @@
 #include "config/options.h"
 #include "engine/engine.h"
 #include "server/auth.h"
+#include "server/folder.h"
 #include "server/http.h"
+#include "server/kept.h"
 #include "server/live.h"
 #include "server/metrics.h"
 #include "server/playground.h"
@@ -30,13 +33,16 @@ struct server {
 
     uv_loop_t loop;
     uv_poll_t engine_events;
-    uv_signal_t sigterm, sigint;
+    uv_signal_t sigterm, sigint, sighup;
     uv_timer_t second; /* watchdog, drain */
 
     struct live live;   /* requests in the engine (generation.c) */
-    struct load *loads; /* tenant files on their way in, one is read at a time (admin.c) */
+    struct load *loads; /* tenant files on their way in (load.c) */
+    bool loading;       /* the first of them is being read */
+    struct kept kept;   /* what the admin API changed (kept.c) */
+    struct folder folder;
 
-    bool draining;
+    bool draining, on_terminal;
     int64_t drain_until_us;
     err_t fatal; /* the device failed: leave with an error */
     int64_t last_watchdog_us;

@@ -92,6 +92,7 @@ static void run_daemon(const struct daemon *d, const char *arguments) {
     }
     dup2(log, STDERR_FILENO);
     dup2(log, STDOUT_FILENO);
+    dup2(open("/dev/null", O_RDONLY), STDIN_FILENO); /* SIGHUP means something else on a terminal */
     execv(argv[0], argv);
     _exit(127);
 }

@@ -145,6 +145,9 @@ TEST(service_manager_hears_of_every_state) {
     expect_notice(fd, "READY=1");
     expect_notice(fd, "WATCHDOG=1");
     expect_notice(fd, "WATCHDOG=1");
+    kill(d.pid, SIGHUP);
+    expect_notice(fd, "RELOADING=1\nMONOTONIC_USEC=");
+    expect_notice(fd, "READY=1");
     kill(d.pid, SIGTERM);
     expect_notice(fd, "STOPPING=1");
     CHECK_EQ(daemon_stop(&d, 0, 3000), 0);
@@ -188,6 +191,14 @@ TEST(service_exit_codes_say_what_was_wrong) {
     snprintf(arguments, sizeof arguments,
              "--base %s --listen 127.0.0.1:0 --admin 127.0.0.1:0 --api-key-file %s", base, path);
     CHECK_EQ(exit_of(arguments), 78);
+    snprintf(arguments, sizeof arguments,
+             "--base %s --listen 127.0.0.1:0 --admin 127.0.0.1:0 --state %s/none/state", base,
+             path);
+    CHECK_EQ(exit_of(arguments), 78);
+    snprintf(arguments, sizeof arguments,
+             "--base %s --listen 127.0.0.1:0 --admin 127.0.0.1:0 --state %s", base, path);
+    CHECK_EQ(exit_of(arguments), 78); /* what stands there is no such file: never overwritten */
+    CHECK_EQ(access(path, F_OK), 0);
 }
 
 /* Every line is "name{labels} value" or a comment, and a family's TYPE stands before its samples.
