@@ -24,8 +24,6 @@ enum {
 /* Errors: E_FORMAT (not a template), E_UNSUPPORTED (names what is missing), E_NOMEM. */
 err_t jinja_compile(struct jinja **out, const char *text, size_t n, struct why *why);
 void jinja_free(struct jinja *j);
-/* Whether a name is read anywhere in the template, as a variable or after a dot. */
-bool jinja_mentions(const struct jinja *j, const char *name);
 /* Whether it loops over what some expression calls .NAME or ['NAME']: contents as lists of parts.
  */
 bool jinja_loops_over(const struct jinja *j, const char *name);

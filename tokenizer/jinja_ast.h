@@ -119,7 +119,9 @@ struct jinja {
     struct jinja_limits limits;
 };
 
-err_t jinja_parse(struct jinja *j, struct why *why);
+/* Names are looked for one by one. Every template knows the first two, whether it has them or not.
+ */
+enum { NAME_LOOP, NAME_CALLER, MAX_NAMES = 1024 };
 
 /* --- rendering ------------------------------------------------------------------------------- */
 
@@ -191,6 +193,7 @@ struct value text_replace(struct run *r, const struct string *s, const struct st
                           const struct string *with, int64_t most);
 enum text_case { CASE_UPPER, CASE_LOWER, CASE_CAPITAL, CASE_TITLE, CASE_FILTER_TITLE };
 struct value text_case(struct run *r, const struct string *s, enum text_case how);
-bool text_has(const struct string *s, const struct string *part, size_t from, size_t *at);
+bool text_has(struct run *r, const struct string *s, const struct string *part, size_t from,
+              size_t *at);
 
 #endif

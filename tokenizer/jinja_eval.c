@@ -5,26 +5,17 @@
 
 #include "tokenizer/jinja_ast.h"
 
-enum { MAX_EVAL_DEPTH = 500 };
-
 /* --- names ------------------------------------------------------------------------------------ */
 
-static int find_name(const struct jinja *j, const char *name) {
-    for (size_t i = 0; i < j->n_names; i++)
-        if (strcmp(j->names[i], name) == 0)
-            return (int)i;
-    return -1;
-}
-
-static struct variable *find_here(struct env *env, int id) {
-    for (size_t i = 0; i < env->n; i++)
+static struct variable *find_here(struct run *r, struct env *env, int id) {
+    for (size_t i = 0; i < env->n && step(r, 0); i++)
         if (env->v[i].id == id)
             return &env->v[i];
     return NULL;
 }
 
 static void set_variable(struct run *r, struct env *env, int id, struct value v) {
-    struct variable *have = find_here(env, id);
+    struct variable *have = find_here(r, env, id);
     if (have) {
         have->value = v;
         return;
@@ -45,7 +36,7 @@ static void set_variable(struct run *r, struct env *env, int id, struct value v)
 static struct value look_up(struct run *r, struct env *env, int id) {
     const char *name = r->jinja->names[id];
     for (;; env = env->outer) {
-        struct variable *have = find_here(env, id);
+        struct variable *have = find_here(r, env, id);
         if (have)
             return have->value;
         if (!env->outer)
@@ -266,9 +257,7 @@ struct value jinja_eval(struct run *r, struct env *env, const struct node *n) {
     if (!step(r, 0))
         return v_undefined();
     r->line = n->line;
-    if (++r->depth > MAX_EVAL_DEPTH)
-        fail(r, E_UNSUPPORTED, "it calls itself deeper than %d levels.", MAX_EVAL_DEPTH);
-    struct value v = r->error ? v_undefined() : eval_kind(r, env, n);
+    struct value v = deeper(r) ? eval_kind(r, env, n) : v_undefined();
     r->depth--;
     return r->error ? v_undefined() : v;
 }
@@ -341,14 +330,12 @@ static void exec_for(struct run *r, struct env *env, const struct node *n) {
     if (!loop)
         return;
     *loop = (struct loop){.items = items};
-    int loop_id = find_name(r->jinja, "loop");
     for (; loop->at < items->n && !r->error; loop->at++) {
         struct env *inner = new_env(r, env);
         if (!inner)
             return;
         assign(r, inner, n->a, items->items[loop->at]);
-        if (loop_id >= 0)
-            set_variable(r, inner, loop_id, (struct value){.kind = V_LOOP, .loop = loop});
+        set_variable(r, inner, NAME_LOOP, (struct value){.kind = V_LOOP, .loop = loop});
         exec(r, inner, n->list[0]);
         r->continuing = false;
         if (r->breaking)
@@ -479,9 +466,7 @@ static void exec(struct run *r, struct env *env, const struct node *n) {
     if (!step(r, 0))
         return;
     r->line = n->line;
-    if (++r->depth > MAX_EVAL_DEPTH)
-        fail(r, E_UNSUPPORTED, "it calls itself deeper than %d levels.", MAX_EVAL_DEPTH);
-    if (!r->error)
+    if (deeper(r))
         exec_kind(r, env, n);
     r->depth--;
 }
@@ -508,9 +493,8 @@ static struct value call_macro(struct run *r, const struct macro *m, const struc
         set_variable(r, env, parameter->id, v);
     }
     for (size_t i = 0; i < args->n_named; i++) {
-        int caller = find_name(r->jinja, "caller");
-        if (strcmp(args->named[i].name, "caller") == 0 && caller >= 0) {
-            set_variable(r, env, caller, args->named[i].value);
+        if (strcmp(args->named[i].name, "caller") == 0) {
+            set_variable(r, env, NAME_CALLER, args->named[i].value);
             used++;
         }
     }

@@ -148,6 +148,15 @@ static struct value f_replace(struct run *r, struct value v, const struct args *
     return text_replace(r, s.s, old->s, with->s, int_arg(r, a, 2, "count", -1));
 }
 
+/* A step of a path: a name, or an index where it is all digits. */
+static struct value path_step(struct run *r, const struct string *s, size_t from, size_t end) {
+    int64_t index = 0;
+    size_t at = from;
+    for (; at < end && at - from < 10 && s->text[at] >= '0' && s->text[at] <= '9'; at++)
+        index = 10 * index + (s->text[at] - '0');
+    return at == end && end > from ? v_int(index) : v_part(r, s, from, end);
+}
+
 /* An item's attribute, perhaps of an attribute ("a.b"), as map, join and the like name it. */
 static struct value attribute_path(struct run *r, struct value v, const struct value *path) {
     if (path->kind == V_INT)
@@ -158,14 +167,11 @@ static struct value attribute_path(struct run *r, struct value v, const struct v
     for (size_t from = 0; from <= s->n && !r->error;) {
         const char *dot = s->n > from ? memchr(s->text + from, '.', s->n - from) : NULL;
         size_t end = dot ? (size_t)(dot - s->text) : s->n;
-        struct value part = v_part(r, s, from, end);
-        char *rest;
+        struct value part = path_step(r, s, from, end);
         if (r->error)
             break;
-        if (end > from && end - from < 10 && strspn(s->text + from, "0123456789") >= end - from)
-            part = v_int(strtol(s->text + from, &rest, 10));
-        if (v.kind ==
-            V_UNDEFINED) /* Jinja's make_attrgetter asks an undefined value, which fails */
+        /* Jinja's make_attrgetter asks an undefined value, which fails. */
+        if (v.kind == V_UNDEFINED)
             return fail(r, E_INVAL, "an item has no '%.*s'.", (int)s->n, s->text);
         v = jinja_item(r, &v, &part);
         from = end + 1;

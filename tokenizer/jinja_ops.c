@@ -142,7 +142,7 @@ struct value jinja_binary(struct run *r, enum op op, const struct value *a, cons
 
 bool jinja_contains(struct run *r, struct value *v, const struct value *item) {
     if (v->kind == V_STRING && item->kind == V_STRING)
-        return step(r, v->s->n / 16) && text_has(v->s, item->s, 0, NULL);
+        return text_has(r, v->s, item->s, 0, NULL);
     if (v->kind == V_DICT)
         return dict_get(r, v->dict, item) != NULL;
     if (v->kind == V_UNDEFINED)
@@ -216,9 +216,11 @@ struct value jinja_attribute(struct run *r, const struct value *v, const char *n
 
 static struct value index_of(struct run *r, const struct value *v, int64_t i) {
     if (v->kind == V_STRING) {
+        if (!step(r, v->s->n / 16))
+            return v_undefined();
         int64_t n = (int64_t)count_chars(v->s->text, v->s->n);
         i += i < 0 ? n : 0;
-        if (i < 0 || i >= n || !step(r, v->s->n / 16))
+        if (i < 0 || i >= n)
             return missing("an item");
         size_t at = at_char(v->s->text, v->s->n, (size_t)i);
         uint32_t c;
@@ -291,17 +293,14 @@ struct value jinja_slice(struct run *r, const struct value *v, const struct valu
     if (v->kind != V_STRING && !(v->kind == V_SEQ && v->seq->kind <= S_RANGE))
         return v_undefined();
     int64_t by = bounds[2].kind == V_NONE ? 1 : as_int(&bounds[2]);
-    size_t length = v->kind == V_STRING ? count_chars(v->s->text, v->s->n) : v->seq->n;
-    int64_t n = (int64_t)length;
-    if (by == 0)
+    if (by == 0 || (v->kind == V_STRING && !step(r, v->s->n / 16)))
         return v_undefined();
+    int64_t n = (int64_t)(v->kind == V_STRING ? count_chars(v->s->text, v->s->n) : v->seq->n);
     if (by > n + 1 || by < -n - 1)
         by = by > 0 ? n + 1 : -n - 1;
     int64_t from = bound(&bounds[0], n, by > 0 ? 0 : n - 1, by < 0);
     int64_t to = bound(&bounds[1], n, by > 0 ? n : -1, by < 0);
     int64_t count = by > 0 ? (to - from + by - 1) / by : (from - to - by - 1) / -by;
-    if (!step(r, length / 16))
-        return v_undefined();
     if (v->kind == V_STRING)
         return slice_string(r, v->s, from, to, by, count);
     struct value list = v_seq(r, v->seq->kind, count > 0 ? (size_t)count : 0);

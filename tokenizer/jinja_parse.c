@@ -40,10 +40,12 @@ int parser_name(struct parser *p, const struct token *t) {
     for (size_t i = 0; i < j->n_names; i++)
         if (strlen(j->names[i]) == t->n && memcmp(j->names[i], t->text, t->n) == 0)
             return (int)i;
-    if (t->n > JINJA_MAX_NAME) {
+    if (t->n > JINJA_MAX_NAME)
         parser_refuse(p, E_FORMAT, "a name has more than %d bytes.", JINJA_MAX_NAME);
+    if (j->n_names == MAX_NAMES)
+        parser_refuse(p, E_FORMAT, "there are more than %d names.", MAX_NAMES);
+    if (p->error)
         return 0;
-    }
     if (j->n_names == j->cap_names) {
         size_t cap = j->cap_names ? 2 * j->cap_names : 32;
         const char **grown = take(&j->memory, cap * sizeof *grown);
@@ -326,7 +328,6 @@ struct node *parse_postfix(struct parser *p, struct node *n) {
                 struct node *attribute = parser_with(p, N_ATTR, n, NULL);
                 if (attribute)
                     attribute->text = parser_keep(p, t);
-                (void)parser_name(p, t); /* so that jinja_mentions knows it */
                 n = attribute;
             } else {
                 p->at--;

@@ -174,9 +174,8 @@ static struct node *parse_macro(struct parser *p) {
 /* {% call(a, b) name(...) %}: the body is a macro that the called one knows as `caller`. */
 static struct node *parse_call_block(struct parser *p) {
     struct node *body = parser_node(p, N_MACRO);
-    static const struct token caller = {.kind = T_NAME, .text = "caller", .n = 6};
     if (body)
-        body->id = parser_name(p, &caller);
+        body->id = NAME_CALLER;
     if (skip_op(p, "("))
         parse_parameters(p, body);
     struct node *call = parse_expression(p);
@@ -314,6 +313,8 @@ err_t jinja_compile(struct jinja **out, const char *text, size_t n, struct why *
     struct parser p = {.j = j, .why = why};
     err_t e = jinja_lex(&j->tokens, source, n, why);
     if (!e) {
+        (void)parser_name(&p, &(struct token){.text = "loop", .n = 4});   /* NAME_LOOP */
+        (void)parser_name(&p, &(struct token){.text = "caller", .n = 6}); /* NAME_CALLER */
         j->root = parse_body(&p, NULL);
         e = p.error;
     }
@@ -333,13 +334,6 @@ void jinja_free(struct jinja *j) {
     free(j->tokens.text);
     free(j->source);
     free(j);
-}
-
-bool jinja_mentions(const struct jinja *j, const char *name) {
-    for (size_t i = 0; i < j->n_names; i++)
-        if (strcmp(j->names[i], name) == 0)
-            return true;
-    return false;
 }
 
 /* a.NAME, a['NAME'], or a variable that was set to one (`id`, -1: none). */

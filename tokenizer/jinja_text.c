@@ -6,18 +6,24 @@
 #include "tokenizer/jinja_ast.h"
 #include "tokenizer/unicode.h"
 
-bool text_has(const struct string *s, const struct string *part, size_t from, size_t *at) {
+/* Searches count what they look at, here and below: a long text in a loop is work, too. */
+bool text_has(struct run *r, const struct string *s, const struct string *part, size_t from,
+              size_t *at) {
     if (from > s->n)
         return false;
     const char *found =
         part->n == 0 ? s->text + from : memmem(s->text + from, s->n - from, part->text, part->n);
+    size_t end = found ? (size_t)(found - s->text) : s->n;
     if (found && at)
-        *at = (size_t)(found - s->text);
-    return found != NULL;
+        *at = end;
+    return step(r, (end - from) / 16) && found != NULL;
 }
 
-static bool in_set(const struct string *s, size_t at, size_t length, const struct string *chars) {
+static bool in_set(struct run *r, const struct string *s, size_t at, size_t length,
+                   const struct string *chars) {
     uint32_t c;
+    if (!step(r, chars ? chars->n / 16 : 0))
+        return false;
     if (!chars) {
         utf8_next(s->text + at, length, &c);
         return is_py_space(c);
@@ -29,17 +35,17 @@ struct value text_strip(struct run *r, const struct string *s, const struct stri
                         bool left, bool right) {
     size_t from = 0, to = s->n;
     uint32_t c;
-    while (left && from < to && step(r, 0)) {
+    while (left && from < to) {
         size_t length = utf8_next(s->text + from, to - from, &c);
-        if (!in_set(s, from, length, chars))
+        if (!in_set(r, s, from, length, chars))
             break;
         from += length;
     }
-    while (right && to > from && step(r, 0)) {
+    while (right && to > from) {
         size_t at = to - 1;
         while (at > from && ((unsigned char)s->text[at] & 0xc0) == 0x80)
             at--;
-        if (!in_set(s, at, to - at, chars))
+        if (!in_set(r, s, at, to - at, chars))
             break;
         to = at;
     }
@@ -64,7 +70,7 @@ struct value text_replace(struct run *r, const struct string *s, const struct st
             from += length;
         }
     }
-    while (old->n && most != 0 && text_has(s, old, from, &at) && step(r, (at - from) / 16)) {
+    while (old->n && most != 0 && text_has(r, s, old, from, &at)) {
         piece = v_part(r, s, from, at);
         if (r->error)
             break;
@@ -155,7 +161,7 @@ static struct value split_by(struct run *r, const struct string *s, const struct
     size_t from = 0, at;
     if (by->n == 0)
         return fail(r, E_INVAL, "split by an empty string.");
-    while (most-- != 0 && text_has(s, by, from, &at) && step(r, (at - from) / 16)) {
+    while (most-- != 0 && text_has(r, s, by, from, &at)) {
         seq_add(r, list.seq, v_part(r, s, from, at));
         from = at + by->n;
     }
@@ -215,8 +221,8 @@ static struct value partition(struct run *r, const struct string *s, const struc
                               bool from_right) {
     struct value tuple = v_seq(r, S_TUPLE, 3);
     size_t at = 0, next;
-    bool found = by->n && text_has(s, by, 0, &at);
-    while (found && from_right && text_has(s, by, at + 1, &next) && step(r, 0))
+    bool found = by->n && text_has(r, s, by, 0, &at);
+    while (found && from_right && text_has(r, s, by, at + 1, &next))
         at = next;
     if (r->error)
         return tuple;
@@ -313,8 +319,8 @@ static bool all_of_case(struct run *r, const struct string *s, bool want_upper) 
     return seen;
 }
 
-static bool has_end(const struct string *s, const struct value *end, bool at_start) {
-    return end->kind == V_STRING && end->s->n <= s->n &&
+static bool has_end(struct run *r, const struct string *s, const struct value *end, bool at_start) {
+    return end->kind == V_STRING && end->s->n <= s->n && step(r, end->s->n / 64) &&
            memcmp(s->text + (at_start ? 0 : s->n - end->s->n), end->s->text, end->s->n) == 0;
 }
 
@@ -322,11 +328,11 @@ static bool has_end(const struct string *s, const struct value *end, bool at_sta
 static struct value test_end(struct run *r, const struct string *s, const struct value *end,
                              bool at_start) {
     if (end->kind == V_STRING)
-        return v_bool(has_end(s, end, at_start));
+        return v_bool(has_end(r, s, end, at_start));
     if (end->kind != V_SEQ || end->seq->kind != S_TUPLE)
         return fail(r, E_INVAL, "startswith or endswith of a %s.", kind_name(end));
     for (size_t i = 0; i < end->seq->n && step(r, 0); i++)
-        if (has_end(s, &end->seq->items[i], at_start))
+        if (has_end(r, s, &end->seq->items[i], at_start))
             return v_bool(true);
     return v_bool(false);
 }
@@ -334,9 +340,9 @@ static struct value test_end(struct run *r, const struct string *s, const struct
 static struct value find(struct run *r, const struct string *s, const struct string *part,
                          bool last) {
     size_t at = 0, next;
-    if (!step(r, s->n / 16) || !text_has(s, part, 0, &at))
+    if (!text_has(r, s, part, 0, &at))
         return v_int(-1);
-    while (last && at < s->n && text_has(s, part, at + 1, &next) && step(r, 0))
+    while (last && at < s->n && text_has(r, s, part, at + 1, &next))
         at = next;
     return v_int((int64_t)count_chars(s->text, at));
 }
@@ -345,8 +351,8 @@ static struct value count(struct run *r, const struct string *s, const struct st
     int64_t found = 0;
     size_t at;
     if (part->n == 0)
-        return v_int((int64_t)count_chars(s->text, s->n) + 1);
-    for (size_t from = 0; text_has(s, part, from, &at) && step(r, 0); from = at + part->n)
+        return step(r, s->n / 16) ? v_int((int64_t)count_chars(s->text, s->n) + 1) : v_none();
+    for (size_t from = 0; text_has(r, s, part, from, &at); from = at + part->n)
         found++;
     return v_int(found);
 }
@@ -378,9 +384,9 @@ static struct value with_text(struct run *r, int id, const struct string *s,
     case M_RPARTITION:
         return partition(r, s, text, id == M_RPARTITION);
     case M_REMOVEPREFIX:
-        return v_part(r, s, has_end(s, &end, true) ? text->n : 0, s->n);
+        return v_part(r, s, has_end(r, s, &end, true) ? text->n : 0, s->n);
     default: /* M_REMOVESUFFIX */
-        return v_part(r, s, 0, has_end(s, &end, false) ? s->n - text->n : s->n);
+        return v_part(r, s, 0, has_end(r, s, &end, false) ? s->n - text->n : s->n);
     }
 }
 

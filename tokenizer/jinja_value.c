@@ -8,7 +8,7 @@
 
 #include "config/utf8.h"
 
-enum { BLOCK_BYTES = 16384 };
+enum { BLOCK_BYTES = 16384, MAX_DEPTH = 500 };
 
 struct block {
     struct block *next;
@@ -34,6 +34,12 @@ bool step(struct run *r, size_t n) {
     if (r->steps > r->limits->max_steps)
         fail(r, E_CONTEXT, "it takes more than %llu steps.",
              (unsigned long long)r->limits->max_steps);
+    return r->error == E_OK;
+}
+
+bool deeper(struct run *r) {
+    if (++r->depth > MAX_DEPTH)
+        fail(r, E_UNSUPPORTED, "it goes deeper than %d levels.", MAX_DEPTH);
     return r->error == E_OK;
 }
 
@@ -299,7 +305,19 @@ static bool equal_dicts(struct run *r, const struct dict *a, const struct dict *
     return true;
 }
 
+static bool equal_seqs(struct run *r, const struct seq *a, const struct seq *b) {
+    if (a == b)
+        return true;
+    if (a->kind != b->kind || a->n != b->n || a->kind > S_RANGE)
+        return false;
+    for (size_t i = 0; i < a->n; i++)
+        if (!equal(r, &a->items[i], &b->items[i]))
+            return false;
+    return true;
+}
+
 bool equal(struct run *r, const struct value *a, const struct value *b) {
+    bool same;
     if (is_number(a) && is_number(b))
         return a->kind == V_FLOAT || b->kind == V_FLOAT ? as_double(a) == as_double(b)
                                                         : as_int(a) == as_int(b);
@@ -313,16 +331,11 @@ bool equal(struct run *r, const struct value *a, const struct value *b) {
         return a->s->n == b->s->n && step(r, a->s->n / 64) &&
                memcmp(a->s->text, b->s->text, a->s->n) == 0;
     case V_SEQ:
-        if (a->seq == b->seq)
-            return true;
-        if (a->seq->kind != b->seq->kind || a->seq->n != b->seq->n || a->seq->kind > S_RANGE)
-            return false;
-        for (size_t i = 0; i < a->seq->n; i++)
-            if (!equal(r, &a->seq->items[i], &b->seq->items[i]))
-                return false;
-        return true;
     case V_DICT:
-        return equal_dicts(r, a->dict, b->dict);
+        same = deeper(r) && (a->kind == V_SEQ ? equal_seqs(r, a->seq, b->seq)
+                                              : equal_dicts(r, a->dict, b->dict));
+        r->depth--;
+        return same;
     default:
         return a->dict == b->dict;
     }
@@ -336,7 +349,7 @@ int order(struct run *r, const struct value *a, const struct value *b) {
     }
     if (a->kind == V_STRING && b->kind == V_STRING) {
         size_t n = a->s->n < b->s->n ? a->s->n : b->s->n;
-        int c = n ? memcmp(a->s->text, b->s->text, n) : 0;
+        int c = n && step(r, n / 64) ? memcmp(a->s->text, b->s->text, n) : 0;
         return c ? c : (a->s->n > b->s->n) - (a->s->n < b->s->n);
     }
     fail(r, E_UNSUPPORTED, "a %s and a %s cannot be ordered.", kind_name(a), kind_name(b));

@@ -103,6 +103,9 @@ struct value fail(struct run *r, err_t e, const char *format, ...)
     __attribute__((format(printf, 3, 4)));
 /* Counts work; false (and an error) when it is too much. */
 bool step(struct run *r, size_t n);
+/* One call, or one value within a value, deeper; false (and an error) when it is too deep for the
+ * stack. Leave with r->depth-- in either case. */
+bool deeper(struct run *r);
 void *take(struct run *r, size_t n); /* NULL and an error if the memory is spent */
 void arena_free(struct run *r);
 

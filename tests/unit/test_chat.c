@@ -55,6 +55,8 @@ TEST(chat_every_byte_of_a_message_stays_the_users) {
         {"{{ messages[0].content if messages[0].content == '</s>' else 'n' }}", "</s>", "</S>"},
         {"{{ messages[0].content | default('d') | first }}{{ list | last }}", "ab", "AB"},
         {"{{ messages[0].content.partition('b') | join('|') }}", "abc", "A|B|C"},
+        {"{{ [messages] | map(attribute='0.content') | join('1') }}", "ab", "AB"},
+        {"{{ list | map(attribute='0') | join('1') }}", "ab", "A1B"},
     };
     for (size_t i = 0; i < sizeof cases / sizeof cases[0]; i++) {
         struct jinja_text t;
@@ -114,6 +116,13 @@ TEST(chat_template_cannot_run_away) {
         "endfor %}",
         "{{ range(99999) | map('string') | map('list') | map('string') | list | string }}",
         "{{ 'a' | indent(999) }}",
+        "{% set s = 'x' * 900000 %}{% for i in range(99) %}{{ s.endswith(s) }}{% endfor %}",
+        "{% set s = 'x' * 900000 %}{% for i in range(99) %}{{ s.partition('y') | first | length "
+        "}}{% endfor %}",
+        "{% set s = 'x' * 900000 %}{% for i in range(99) %}{{ s[9999999] }}{% endfor %}",
+        "{% set ns = namespace(a=[], b=[]) %}{% for i in range(999) %}{% set ns.a = [ns.a] %}{% "
+        "set "
+        "ns.b = [ns.b] %}{% endfor %}{{ ns.a == ns.b }}",
         "{{ (' ' * 60000) | trim | replace('', 'x' * 60000) }}{{ 'ab' * 300000 | int }}{{ 2 ** "
         "999999999 }}",
     };
@@ -123,7 +132,7 @@ TEST(chat_template_cannot_run_away) {
         CHECK(render(templates[i], "", &t, &why) != 0);
         CHECK(why.text[0]);
     }
-    char deep[4000], chain[8000];
+    char deep[4000], chain[8000], names[16000];
     struct jinja_text t;
     struct why why = {""};
     snprintf(deep, sizeof deep, "{{ %.*s", 500, "");
@@ -136,6 +145,11 @@ TEST(chat_template_cannot_run_away) {
         n += (size_t)snprintf(chain + n, sizeof chain - n, "+1");
     snprintf(chain + n, sizeof chain - n, "}}");
     CHECK(render(chain, "", &t, &why) != 0);
+    n = 0;
+    for (int i = 0; i < 1100; i++)
+        n += (size_t)snprintf(names + n, sizeof names - n, "{{ n%d }}", i);
+    CHECK(render(names, "", &t, &why) != 0);
+    CHECK_HAS(why.text, "more than 1024 names");
 }
 
 /* --- through a tokenizer ------------------------------------------------------------------------
