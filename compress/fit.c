@@ -166,6 +166,8 @@ err_t fit_run(struct student *s, const struct llama *teacher, const struct lesso
                s->t->ops->take(s->t, final, (void **)&r.final_grad)))
         e = why_set(why, E_NOMEM, "There is not enough memory for fitting.");
     int32_t tenth = o->steps >= 10 ? o->steps / 10 : 1;
+    if (!e)
+        student_keep(s);
     while (!e && report->step < o->steps) {
         struct llama_batch b = next_batch(&r.b, own, other, o, report);
         if (!b.n_rows) {
@@ -187,6 +189,7 @@ err_t fit_run(struct student *s, const struct llama *teacher, const struct lesso
             break;
     }
     e = e ? e : s->t->ops->settle(s->t, why);
+    student_keep_no_more(s);
     bench_close(&r.b);
     s->t->ops->give(s->t, r.norm_grad), s->t->ops->give(s->t, r.final_grad);
     s->t->ops->give(s->t, r.dots);

@@ -1,6 +1,7 @@
 /* Randomised subspace iteration (Halko, Martinsson, Tropp 2011): a few products with D H D' turn a
  * random subspace into that of its largest eigenvectors U; then b = U, a = U' D. What is small, the
- * [q, q] Gram matrices, is done on the host by Jacobi rotations. */
+ * [q, q] Gram matrices, is done on the host: a subspace gets an orthonormal basis by Cholesky
+ * (twice, Yamamoto et al. 2015), the last one its eigenvectors by Jacobi rotations. */
 #include "compress/low_rank.h"
 
 #include <math.h>
@@ -8,7 +9,7 @@
 #include <string.h>
 
 enum { EXTRA = 6, ITERATIONS = 4, SWEEPS = 30, MAX_RANK = 256 };
-/* Of the largest eigenvalue of a Gram matrix in FP32: below is rounding noise. */
+/* Of the largest square in a Gram matrix in FP32: below is rounding noise. */
 static const double noise = 1e-6;
 
 /* Eigenvectors of the symmetric m [q, q] into the columns of u; m becomes diagonal. */
@@ -61,20 +62,40 @@ static void gram(struct iteration *w, int32_t rows, const float *x, const float 
             m[i * w->q + j] = ((double)w->gram[i * w->q + j] + (double)w->gram[j * w->q + i]) / 2;
 }
 
-/* Columns of x [rows, q] to an orthonormal set, twice for the rounding. A direction that holds
- * nothing but noise is left 0. */
+/* u = R^-1 [q, q], R the upper Cholesky factor of m [q, q], which is destroyed. A direction that
+ * holds nothing but noise beside those before it is left 0. */
+static void inverse_factor(double *m, double *u, int32_t q) {
+    double top = 0;
+    for (int32_t j = 0; j < q; j++)
+        top = m[j * q + j] > top ? m[j * q + j] : top;
+    memset(u, 0, (size_t)q * (size_t)q * sizeof *u);
+    for (int32_t j = 0; j < q; j++) {
+        double size = m[j * q + j];
+        bool noisy = !(size > noise * top);
+        double *row = m + j * q, inverse = noisy ? 0 : 1 / sqrt(size);
+        for (int32_t i = j; i < q; i++)
+            row[i] *= inverse; /* row j of R */
+        for (int32_t i = j + 1; i < q; i++)
+            for (int32_t l = i; l < q; l++)
+                m[i * q + l] -= row[i] * row[l];
+        for (int32_t i = 0; i < j; i++) { /* column j of R^-1 */
+            double sum = 0;
+            for (int32_t l = i; l < j; l++)
+                sum += u[i * q + l] * m[l * q + j];
+            u[i * q + j] = -sum * inverse;
+        }
+        u[j * q + j] = inverse;
+    }
+}
+
+/* Columns of x [rows, q] to an orthonormal set, twice for the rounding. */
 static void orthonormal(struct iteration *w, int32_t rows, float *x) {
     size_t q = (size_t)w->q, tall = (size_t)rows * q;
     for (int turn = 0; turn < 2; turn++) {
         gram(w, rows, x, x, w->m);
-        jacobi(w->m, w->u, w->q);
-        double top = 0;
-        for (size_t j = 0; j < q; j++)
-            top = w->m[j * q + j] > top ? w->m[j * q + j] : top;
-        for (size_t i = 0; i < q * q; i++) {
-            double size = w->m[i % q * q + i % q];
-            w->gram[i] = size > noise * top && size > 0 ? (float)(w->u[i] / sqrt(size)) : 0;
-        }
+        inverse_factor(w->m, w->u, w->q);
+        for (size_t i = 0; i < q * q; i++)
+            w->gram[i] = (float)w->u[i];
         w->t->ops->put(w->t, w->small, w->gram, q * q * sizeof *w->gram);
         w->t->ops->gemm(w->t, rows, w->q, w->q, train_mat(x, q), train_mat(w->small, q), w->turned,
                         q, false);

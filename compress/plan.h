@@ -13,12 +13,13 @@ struct plan_options {
     bool published;       /* sign planes with a scale each, embedding and lm_head whole */
 };
 
-/* choice [n_matrices] is written. teacher: the fine-tune with its dense weights, own: text that it
- * wrote; both unused when published. *r: what is expected of it (zero when published). Errors as of
- * sensitivity_open and budget_spend. p: NULL for none. */
-err_t plan_choose(const struct plan_options *o, const struct llama *teacher,
-                  const struct checkpoint *base, const struct checkpoint *fine,
-                  const struct corpus *own, struct budget_choice *choice, struct budget_result *r,
-                  struct progress *p, struct why *why);
+/* choice [n_matrices] is written. base, teacher: both models with their dense weights, own: text
+ * that the fine-tune wrote; all unused when published. *r: what is expected of it (zero when
+ * published). Errors as of sensitivity_open and budget_spend. p: NULL for none. */
+err_t plan_choose(const struct plan_options *o, const struct llama *base,
+                  const struct llama *teacher, const struct checkpoint *base_files,
+                  const struct checkpoint *fine, const struct corpus *own,
+                  struct budget_choice *choice, struct budget_result *r, struct progress *p,
+                  struct why *why);
 
 #endif

@@ -25,6 +25,7 @@ struct measuring {
     float *row, *col; /* host [longest side] each */
     float *dots;      /* device [longest side] */
     float *d;         /* device: the largest matrix */
+    float *served;    /* device: the largest of the linears, of the base */
     float *b, *a;     /* device: its pair */
     float *logs;      /* device [2, longest side]: scales */
     int64_t n_tokens;
@@ -125,9 +126,10 @@ static void read_rows(void *arg, int32_t first, int32_t end) {
     r->error[task] = e;
 }
 
-/* d [n, k] on the device, in blocks of rows through the host. */
-static err_t put_difference(struct measuring *m, int32_t i, struct llama_source base,
-                            struct llama_source fine, struct why *why) {
+/* d [n, k] of embedding or lm_head from the files: which rows changed at all, the device's weights
+ * may not know. In blocks of rows through the host. */
+static err_t read_difference(struct measuring *m, int32_t i, struct llama_source base,
+                             struct llama_source fine, struct why *why) {
     const struct budget_matrix *x = &m->s->matrix[i];
     size_t k = (size_t)x->k;
     int32_t block = BLOCK_FLOATS / x->k + 1;
@@ -149,6 +151,15 @@ static err_t put_difference(struct measuring *m, int32_t i, struct llama_source 
     }
     free(host), free(r);
     return e;
+}
+
+/* d [n, k] of a linear, from the models as they lie on the device. */
+static void take_difference(struct measuring *m, int32_t i, const struct llama *base) {
+    const struct train_ops *op = m->t->ops;
+    size_t n = (size_t)m->s->matrix[i].n * (size_t)m->s->matrix[i].k;
+    op->load(m->t, &m->teacher->matrix[i], m->d);
+    op->load(m->t, &base->matrix[i], m->served);
+    op->axpy(m->t, n, -1, m->served, m->d);
 }
 
 /* What one plane leaves of d with each kind of scales. The scales are least-squares ones, so what
@@ -206,7 +217,7 @@ static err_t measure(struct measuring *m, int32_t i, bool vocab) {
 static err_t make_room(struct measuring *m, int32_t base_vocab) {
     const struct llama *teacher = m->teacher;
     struct sensitivity *s = m->s;
-    size_t largest = 0, longest = 0;
+    size_t largest = 0, longest = 0, linear = 0;
     s->n_matrices = teacher->n_matrices, s->n_linears = llama_embed(teacher);
     s->matrix = calloc((size_t)s->n_matrices, sizeof *s->matrix);
     s->root = calloc((size_t)s->n_matrices, sizeof *s->root);
@@ -225,6 +236,7 @@ static err_t make_room(struct measuring *m, int32_t base_vocab) {
         }
         size_t rows = (size_t)teacher->matrix[i].n, k = (size_t)x->k;
         largest = rows * k > largest ? rows * k : largest;
+        linear = i < s->n_linears ? largest : linear;
         longest = rows > longest ? rows : longest;
         longest = k > longest ? k : longest;
         m->fisher[i] = calloc(rows, sizeof *m->fisher[i]);
@@ -235,28 +247,33 @@ static err_t make_room(struct measuring *m, int32_t base_vocab) {
     err_t e = m->row && m->col ? 0 : E_NOMEM;
     e = e ? e : take(m->t, longest, &m->dots);
     e = e ? e : take(m->t, largest, &m->d);
+    e = e ? e : take(m->t, linear, &m->served);
     e = e ? e : take(m->t, 2 * longest, &m->logs);
     e = e ? e : take(m->t, longest * SENSITIVITY_ROOTS, &m->b);
     return e ? e : take(m->t, longest * SENSITIVITY_ROOTS, &m->a);
 }
 
-err_t sensitivity_open(struct sensitivity *s, const struct llama *teacher, struct llama_source base,
-                       struct llama_source fine, int32_t base_vocab, const struct corpus *own,
-                       int32_t rows, int32_t batches, struct progress *p, struct why *why) {
+err_t sensitivity_open(struct sensitivity *s, const struct llama *base, const struct llama *teacher,
+                       struct llama_source base_files, struct llama_source fine_files,
+                       const struct corpus *own, int32_t rows, int32_t batches, struct progress *p,
+                       struct why *why) {
     *s = (struct sensitivity){0};
     struct measuring m = {.t = teacher->t, .teacher = teacher, .s = s};
-    err_t e = make_room(&m, base_vocab);
+    err_t e = make_room(&m, base->config.shape.vocab);
     e = e ? e : find_gradients(&m, own, rows, batches, p, why);
     for (int32_t i = 0; !e && i < s->n_matrices; i++) {
         if (i == llama_head(teacher) && teacher->config.tied)
             continue; /* the embedding's */
-        e = put_difference(&m, i, base, fine, why);
+        if (i < s->n_linears)
+            take_difference(&m, i, base);
+        else
+            e = read_difference(&m, i, base_files, fine_files, why);
         e = e ? e : measure(&m, i, i >= s->n_linears);
         if (p)
             progress_show(p, (uint64_t)i + 1, (uint64_t)s->n_matrices);
     }
     e = e ? e : m.t->ops->settle(m.t, why);
-    float *device[] = {m.dots, m.d, m.logs, m.b, m.a};
+    float *device[] = {m.dots, m.d, m.served, m.logs, m.b, m.a};
     for (size_t i = 0; i < sizeof device / sizeof *device; i++)
         m.t->ops->give(m.t, device[i]);
     for (int32_t i = 0; m.fisher && i < s->n_matrices; i++)

@@ -107,13 +107,33 @@ static struct train_weights merged(void *arg, int32_t i) {
     struct student *s = arg;
     if (i == llama_head(&s->model) && s->model.config.tied)
         i = llama_embed(&s->model);
-    const struct student_matrix *x = &s->matrix[i];
+    struct student_matrix *x = &s->matrix[i];
     if (x->kind != STUDENT_PLANES)
         return x->ground;
-    struct train_delta d = student_delta(s, i);
-    struct train_weights w = {s->merged.w, x->ground.n, x->k};
-    s->t->ops->merge(s->t, &x->ground, &d, &w);
+    struct train_weights w = {x->merged ? x->merged : s->merged.w, x->ground.n, x->k};
+    if (!x->is_merged) {
+        struct train_delta d = student_delta(s, i);
+        s->t->ops->merge(s->t, &x->ground, &d, &w);
+        x->is_merged = x->merged != NULL;
+    }
     return w;
+}
+
+void student_keep(struct student *s) {
+    size_t left = s->t->ops->memory_free(s->t) / 2;
+    for (int32_t i = 0; i < s->model.n_matrices; i++) {
+        struct student_matrix *x = &s->matrix[i];
+        size_t bytes = size_of(&x->ground) * s->t->ops->weight_bytes;
+        if (x->kind == STUDENT_PLANES && bytes <= left && !s->t->ops->take(s->t, bytes, &x->merged))
+            left -= bytes;
+    }
+}
+
+void student_keep_no_more(struct student *s) {
+    for (int32_t i = 0; s->matrix && i < s->model.n_matrices; i++) {
+        s->t->ops->give(s->t, s->matrix[i].merged);
+        s->matrix[i].merged = NULL, s->matrix[i].is_merged = false;
+    }
 }
 
 struct train_delta student_delta(const struct student *s, int32_t i) {
@@ -204,6 +224,7 @@ err_t student_open(struct student *s, struct train *t, const struct llama *base,
 
 void student_free(struct student *s) {
     struct train *t = s->t;
+    student_keep_no_more(s);
     for (int32_t i = 0; s->matrix && i < s->model.n_matrices; i++) {
         struct student_matrix *x = &s->matrix[i];
         for (int32_t p = 0; p < MAX_PLANES; p++) {

@@ -28,6 +28,8 @@ struct student_matrix {
      * holds the exact rows (owned). */
     struct train_weights ground;
     bool owns_ground;
+    void *merged;        /* ground, planes and pair together, of ground's shape, or NULL; owned */
+    bool is_merged;      /* it is what they are now */
     double base, change; /* sums of squares: of the base, of the difference */
     uint64_t zeros;      /* differences that are exactly 0 */
 };
@@ -60,6 +62,11 @@ double student_bits_per_weight(const struct student *s);
 /* Gives up, or takes again, the FP32 room for one matrix that differences are worked on in:
  * student_open ends with it given up. */
 err_t student_work(struct student *s, bool wanted, struct why *why);
+/* From now on merged weights are kept between a step's forward and backward pass, of as many
+ * matrices as fit into half of the memory that is free; until student_keep_no_more, student_learn
+ * alone may change the student. */
+void student_keep(struct student *s);
+void student_keep_no_more(struct student *s);
 /* d: device [N, K] = fine-tune - base of one matrix. */
 err_t student_difference(struct student *s, int32_t i_matrix, float *d, struct why *why);
 /* What the planes and the pair of a matrix add to its ground; valid while the student is. */

@@ -74,6 +74,7 @@ void student_learn(struct student *s, int32_t i, const float *grad, const struct
     struct student_matrix *x = &s->matrix[i];
     if (x->kind != STUDENT_PLANES)
         return;
+    x->is_merged = false;
     for (int32_t p = 0; p < x->n_planes; p++)
         learn_plane(s, x, &x->plane[p], grad, r);
     if (x->rank && r->low_rank > 0)

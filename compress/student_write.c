@@ -172,18 +172,18 @@ static err_t put_rows(const struct out *o, const char *part, int32_t i) {
 static err_t residual(const struct out *o, int32_t i, double *sum) {
     struct student *s = o->s;
     const struct student_matrix *x = &s->matrix[i];
-    size_t n = (size_t)x->n * (size_t)x->k;
+    struct train_vector squares = {.x = s->grad, .n = (size_t)x->n};
     struct train_delta d = student_delta(s, i);
-    float *left = malloc(n * sizeof *left);
-    err_t e = left ? student_difference(s, i, s->work, o->why)
-                   : why_set(o->why, E_NOMEM, "not enough memory to measure the tenant");
-    if (!e) {
-        s->t->ops->unmerge(s->t, &d, -1, s->work);
-        s->t->ops->get(s->t, left, s->work, n * sizeof *left);
-        for (size_t l = 0; l < n; l++)
-            *sum += (double)left[l] * (double)left[l];
-    }
-    free(left);
+    err_t e = student_difference(s, i, s->work, o->why);
+    if (e)
+        return e;
+    s->t->ops->unmerge(s->t, &d, -1, s->work);
+    s->t->ops->row_dots(s->t, x->n, x->k, s->work, s->work, squares.x);
+    float *row = fetch(s->t, &squares);
+    for (int32_t r = 0; row && r < x->n; r++)
+        *sum += (double)row[r];
+    e = row ? 0 : why_set(o->why, E_NOMEM, "not enough memory to measure the tenant");
+    free(row);
     return e;
 }
 
