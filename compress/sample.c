@@ -6,8 +6,9 @@
 
 #include "compress/corpus.h"
 
-/* Sequences at once: enough rows for the product to run at its speed. */
-enum { WAVE = 192 };
+/* Sequences at once: enough rows for the product to run at its speed; on a card, where a step of a
+ * small model takes as long as its launches whatever the rows, more. */
+enum { WAVE = 768, HOST_WAVE = 192 };
 /* Of the device's free memory, for the cache. */
 static const double cache_share = 0.6;
 
@@ -66,7 +67,8 @@ static err_t wave_open(struct wave *w, const struct llama *m, int32_t cap_length
     size_t per_seq = (size_t)s->n_layers * (size_t)cap_length *
                      (size_t)(s->n_kv_heads * s->head_dim) * sizeof(float);
     double fit = cache_share * (double)t->ops->memory_free(t) / (2 * (double)per_seq);
-    w->cap_seqs = fit >= WAVE ? WAVE : fit < 1 ? 1 : (int32_t)fit;
+    int32_t most = strcmp(t->ops->name, "cpu") == 0 ? HOST_WAVE : WAVE;
+    w->cap_seqs = fit >= most ? most : fit < 1 ? 1 : (int32_t)fit;
     w->host_stream = malloc(WAVE * (size_t)s->dim * t->ops->weight_bytes);
     e = w->host_stream ? 0 : E_NOMEM;
     e = e ? e : t->ops->take(t, 2 * (size_t)w->cap_seqs * per_seq, (void **)&w->cache);
