@@ -6,9 +6,10 @@
 
 err_t sha256_init(struct sha256 *s) {
     s->state = EVP_MD_CTX_new();
-    if (!s->state || EVP_DigestInit_ex(s->state, EVP_sha256(), NULL) != 1)
-        return E_NOMEM;
-    return E_OK;
+    if (s->state && EVP_DigestInit_ex(s->state, EVP_sha256(), NULL) == 1)
+        return E_OK;
+    EVP_MD_CTX_free(s->state);
+    return E_NOMEM;
 }
 
 void sha256_add(struct sha256 *s, const void *data, size_t n) {

@@ -36,22 +36,28 @@ err_t backend_open(struct kernels **out, const char *device, const struct model_
     return kernels_cpu_open(out, shape, max_rows, threads, why);
 }
 
+err_t backend_fill(struct kernels *k, void *device, const void *data, size_t bytes) {
+    err_t e = E_OK;
+    for (size_t at = 0; !e && at < bytes; at += WINDOW_BYTES) {
+        size_t n = bytes - at < WINDOW_BYTES ? bytes - at : WINDOW_BYTES;
+        char *to = (char *)device + at;
+        void *window = to;
+        e = k ? k->ops->stage(k, to, n, &window) : E_OK;
+        if (!e)
+            memcpy(window, (const char *)data + at, n);
+        if (!e && k)
+            e = k->ops->commit(k, to, window, n);
+    }
+    return e;
+}
+
 err_t backend_upload(struct kernels *k, const void *data, size_t bytes, void **device) {
-    void *window;
     err_t e = k->ops->reserve(k, bytes, device);
     if (e) {
         *device = NULL;
         return e;
     }
-    for (size_t at = 0; !e && at < bytes; at += WINDOW_BYTES) {
-        size_t n = bytes - at < WINDOW_BYTES ? bytes - at : WINDOW_BYTES;
-        char *to = (char *)*device + at;
-        e = k->ops->stage(k, to, n, &window);
-        if (!e) {
-            memcpy(window, (const char *)data + at, n);
-            e = k->ops->commit(k, to, window, n);
-        }
-    }
+    e = backend_fill(k, *device, data, bytes);
     if (!e)
         e = k->ops->settle(k);
     if (e) {

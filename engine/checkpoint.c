@@ -87,8 +87,12 @@ static bool is_inv_freq(const char *name) {
     return ends_with(name, ".rotary_emb.inv_freq");
 }
 
-/* ---- opening ----------------------------------------------------------------------------------
- */
+/* A tied checkpoint may still store lm_head; the embedding is what counts. */
+static bool is_tolerated(const struct model_config *c, const char *name) {
+    return is_inv_freq(name) || (c->tied && strcmp(name, "lm_head.weight") == 0);
+}
+
+/* ---- opening --------------------------------------------------------------------------------- */
 
 static char *path_in(const char *dir, const char *name) {
     char *path;
@@ -293,8 +297,7 @@ static err_t check_tensors(const struct checkpoint *c, struct why *why) {
     for (int32_t i = 0; i < c->n_files; i++)
         for (int32_t j = 0; j < c->file[i].n_tensors; j++) {
             const char *found = c->file[i].tensor[j].name;
-            /* A tied checkpoint may still store lm_head; the embedding is what counts. */
-            if (is_inv_freq(found) || (c->config.tied && strcmp(found, "lm_head.weight") == 0))
+            if (is_tolerated(&c->config, found))
                 continue;
             const struct st_file *first;
             checkpoint_find(c, found, &first);
@@ -308,8 +311,7 @@ static err_t check_tensors(const struct checkpoint *c, struct why *why) {
     for (int32_t i = 0; i < c->n_files; i++)
         for (int32_t j = 0; j < c->file[i].n_tensors; j++) {
             const char *found = c->file[i].tensor[j].name;
-            bool known =
-                is_inv_freq(found) || (c->config.tied && strcmp(found, "lm_head.weight") == 0);
+            bool known = is_tolerated(&c->config, found);
             for (int32_t k = 0;
                  !known && expected_tensor(&c->config, k, name, sizeof name, &rows, &cols); k++)
                 known = strcmp(found, stored_name(c, name)) == 0;
@@ -373,8 +375,7 @@ const struct st_tensor *checkpoint_find(const struct checkpoint *c, const char *
     return NULL;
 }
 
-/* ---- reading ----------------------------------------------------------------------------------
- */
+/* ---- reading --------------------------------------------------------------------------------- */
 
 static err_t find_sized(const struct checkpoint *c, const char *name, size_t n,
                         const struct st_tensor **t, const struct st_file **f, struct why *why) {
@@ -478,8 +479,7 @@ err_t checkpoint_read_f32(const struct checkpoint *c, const char *name, float *d
     return e ? e : checkpoint_read_f32_rows(c, name, dst, 0, n, why);
 }
 
-/* ---- fingerprint ------------------------------------------------------------------------------
- */
+/* ---- fingerprint ----------------------------------------------------------------------------- */
 
 err_t checkpoint_fingerprint(const struct checkpoint *c, unsigned char out[SHA256_BYTES],
                              hash_progress_fn *progress, void *arg, struct why *why) {

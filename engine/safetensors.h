@@ -64,8 +64,7 @@ const char *st_dtype_name(enum st_dtype d);
 /* Elements to float, for F16, BF16, F32, F64; E_UNSUPPORTED for others. */
 err_t st_to_f32(enum st_dtype d, const void *src, float *dst, size_t n);
 
-/* ---- writing: declare every tensor, then write their bytes in the declared order --------------
- */
+/* ---- writing: declare every tensor, then write their bytes in the declared order ------------- */
 
 struct st_writer;
 

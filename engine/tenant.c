@@ -213,8 +213,7 @@ static void verified_add(struct tenant_store *s, const struct stat *st) {
     pthread_mutex_unlock(&s->lock);
 }
 
-/* ---- one file --------------------------------------------------------------------------------
- */
+/* ---- one file -------------------------------------------------------------------------------- */
 
 static err_t read_file(struct tenant *t, int fd, const char *label, struct why *why) {
     struct tenant_store *s = t->store;

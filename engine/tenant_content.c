@@ -7,7 +7,7 @@
 #include <string.h>
 
 #include "config/json.h"
-#include "kernels/kernels.h"
+#include "engine/backend.h"
 
 enum { MAX_HASHES = 1 << 20 };
 
@@ -280,20 +280,7 @@ err_t content_reserve(struct content *c, size_t bytes, const void **address) {
 }
 
 err_t content_fill(struct content *c, const void *address, const void *data, size_t bytes) {
-    unsigned char *device = (unsigned char *)(uintptr_t)address;
-    struct kernels *k = c->t->kernels;
-    err_t e = E_OK;
-    for (size_t at = 0; !e && at < bytes; at += WINDOW_BYTES) {
-        size_t n = bytes - at < WINDOW_BYTES ? bytes - at : WINDOW_BYTES;
-        void *window = device + at;
-        if (k)
-            e = k->ops->stage(k, device + at, n, &window);
-        if (e)
-            break;
-        memcpy(window, (const unsigned char *)data + at, n);
-        if (k)
-            e = k->ops->commit(k, device + at, window, n);
-    }
+    err_t e = backend_fill(c->t->kernels, (void *)(uintptr_t)address, data, bytes);
     return e ? why_set(c->why, e, "%s: its scales could not be copied", c->f->label) : E_OK;
 }
 

@@ -69,8 +69,7 @@ static err_t claim(struct load *l, const char *part, const char *suffix, enum st
     return E_OK;
 }
 
-/* ---- tensors of one matrix --------------------------------------------------------------------
- */
+/* ---- tensors of one matrix ------------------------------------------------------------------- */
 
 /* A scale as a vector [n] of FP32: where it lies, or (one element for all rows; FP16) expanded in
  * memory of its own. */
@@ -290,8 +289,7 @@ static err_t map_tensors(struct load *l) {
     return e ? e : map_norm(l);
 }
 
-/* ---- the whole file ---------------------------------------------------------------------------
- */
+/* ---- the whole file -------------------------------------------------------------------------- */
 
 static bool is_pad(const struct st_tensor *t) {
     return strncmp(t->name, "_pad.", 5) == 0;

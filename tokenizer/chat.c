@@ -37,8 +37,7 @@ bool chat_wants_parts(const struct tokenizer *t) {
     return t->jinja && jinja_loops_over(t->jinja, "content");
 }
 
-/* --- going on with the last message -------------------------------------------------------------
- */
+/* --- going on with the last message ----------------------------------------------------------- */
 
 /* Put behind the last message's text, to be found again in what was rendered. */
 static const char end_mark[] = "CONTINUE_FINAL_MESSAGE_TAG ";
@@ -125,8 +124,7 @@ static err_t cut_at_mark(struct jinja_text *t, const json_t *last, struct why *w
     return E_OK;
 }
 
-/* --- rendering ----------------------------------------------------------------------------------
- */
+/* --- rendering -------------------------------------------------------------------------------- */
 
 static size_t set_variables(const struct tokenizer *t, const struct chat *chat,
                             const json_t *messages, json_t *flag, json_t *none,

@@ -127,8 +127,7 @@ struct value text_case(struct run *r, const struct string *s, enum text_case how
     return built(r, &b);
 }
 
-/* --- splitting and joining ----------------------------------------------------------------------
- */
+/* --- splitting and joining -------------------------------------------------------------------- */
 
 static struct value split_white(struct run *r, const struct string *s, int64_t most) {
     struct value list = v_seq(r, S_LIST, 0);

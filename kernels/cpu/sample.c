@@ -11,8 +11,7 @@
 
 #include "kernels/draw.h"
 
-/* ---- log-probabilities of the raw distribution --------------------------------------------------
- */
+/* ---- log-probabilities of the raw distribution ----------------------------------------------- */
 
 static void report(const struct isa *isa, const float *z, int32_t vocab, float max, int32_t n_top,
                    float *weight, struct sampled *out, double *log_sum) {
@@ -36,8 +35,7 @@ static void report(const struct isa *isa, const float *z, int32_t vocab, float m
         out->top_logprob[i] = (float)((double)best[i] - *log_sum);
 }
 
-/* ---- bias, masks, penalties
- * ----------------------------------------------------------------------- */
+/* ---- bias, masks, penalties ------------------------------------------------------------------ */
 
 /* count[id] of the ids in history: from n_prompt on in the low 24 bits, and SEEN for any. */
 enum { SEEN = 1 << 24 };
@@ -77,8 +75,7 @@ static void adjust(float *z, int32_t vocab, const struct logit_row *how, int32_t
     penalise(z, vocab, how, scratch);
 }
 
-/* ---- the draw
- * ---------------------------------------------------------------------------------------- */
+/* ---- the draw -------------------------------------------------------------------------------- */
 
 static bool before(const float *w, int32_t a, int32_t b) {
     return w[a] > w[b] || (w[a] == w[b] && a < b);

@@ -14,8 +14,7 @@ enum { DRAM_BYTES = 1 << 30, CACHE_BYTES = 12 << 20, SLICE = 1 << 18 };
 static volatile uint64_t sink;
 static volatile float sink_f;
 
-/* ---- reading
- * ------------------------------------------------------------------------------------- */
+/* ---- reading --------------------------------------------------------------------------------- */
 
 struct read_job {
     struct pool *pool;
@@ -63,8 +62,7 @@ static double read_gbps(struct pool *pool, size_t bytes, int32_t runs) {
     return (double)bytes / s / 1e9;
 }
 
-/* ---- FMA
- * ----------------------------------------------------------------------------------------- */
+/* ---- FMA ------------------------------------------------------------------------------------- */
 
 enum { FMA_ROUNDS = 1 << 20, FMA_CHAINS = 12 };
 
@@ -92,8 +90,7 @@ static void fma_all(void *arg) {
     pool_run(arg, fma_item, NULL, pool_threads(arg));
 }
 
-/* ---- the sign product on data that never leaves the first cache
- * ---------------------------------- */
+/* ---- the sign product on data that never leaves the first cache ------------------------------ */
 
 struct table_job {
     struct pool *pool;

@@ -343,8 +343,7 @@ TEST(tool_prints_json_that_parses) {
     json_decref(j);
 }
 
-/* ---- real models ------------------------------------------------------------------------------
- */
+/* ---- real models ----------------------------------------------------------------------------- */
 
 TEST(tool_keeps_added_tokens_template_and_rope_of_real_tenants) {
     struct tenant_file t;

@@ -3,8 +3,7 @@
 
 #include "tests/kernels/train_vectors.h"
 
-/* ---- products ----------------------------------------------------------------------------------
- */
+/* ---- products -------------------------------------------------------------------------------- */
 
 /* want, size [m, n] = A B and |A| |B|, with what c held before when add. */
 static void reference(int32_t m, int32_t n, int32_t k, struct train_mat a, struct train_mat b,
@@ -86,8 +85,7 @@ static void gemms(struct train *t) {
     }
 }
 
-/* ---- rows --------------------------------------------------------------------------------------
- */
+/* ---- rows ------------------------------------------------------------------------------------ */
 
 enum { ROWS = 11, LONGEST = 7 };
 static const int32_t ids[ROWS] = {1, 5, 9, 2, 7, 7, 3, 1, 10, 4, 6}, starts[] = {0, 7, ROWS},
@@ -224,8 +222,7 @@ static void swiglus(struct train *t) {
     run_swiglu(t, 70001);
 }
 
-/* ---- attention ---------------------------------------------------------------------------------
- */
+/* ---- attention ------------------------------------------------------------------------------- */
 
 struct heads {
     int32_t rows, n_seqs, start[4];

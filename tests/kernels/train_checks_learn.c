@@ -126,8 +126,7 @@ void train_check_adam(struct train *t) {
     check_close("adam", down(t, p.x, N), at, NULL, N, 2e-5);
 }
 
-/* ---- planes ------------------------------------------------------------------------------------
- */
+/* ---- planes ---------------------------------------------------------------------------------- */
 
 struct made_plane {
     struct train_plane p;

@@ -152,8 +152,7 @@ TEST(chat_template_cannot_run_away) {
     CHECK_HAS(why.text, "more than 1024 names");
 }
 
-/* --- through a tokenizer ------------------------------------------------------------------------
- */
+/* --- through a tokenizer ---------------------------------------------------------------------- */
 
 static struct tokenizer *base; /* of what open_llama3 gives */
 
