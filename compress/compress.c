@@ -5,6 +5,7 @@
 #include <string.h>
 
 #include "compress/contender.h"
+#include "compress/device.h"
 #include "compress/diff.h"
 #include "compress/fine_tune.h"
 #include "compress/resume.h"
@@ -21,6 +22,7 @@ struct compress {
     struct diff_options options; /* of instant */
     struct wanted wanted;        /* otherwise: a fit */
     enum contender contender;    /* a method to compare with, in place of both */
+    struct train *t;             /* that it computes on */
     double contender_bits;       /* that its linears take */
     struct made made;
 };
@@ -87,13 +89,14 @@ static err_t parse_fitted(struct wanted *w, const struct args *a, struct why *wh
 }
 
 static err_t parse_contender(const struct args *a, struct why *why) {
-    static const char *const none[] = {"--instant", "--calibration", "--steps",   "--scale",
-                                       "--embed",   "--embed-bits",  "--quality", "--device"};
+    static const char *const none[] = {"--instant", "--calibration", "--steps",  "--scale",
+                                       "--embed",   "--embed-bits",  "--quality"};
     for (size_t i = 0; i < sizeof none / sizeof *none; i++)
         if (arg(a, none[i]))
-            return why_set(why, E_USAGE,
-                           "--method %s takes nothing but the weights and --bits: leave out %s",
-                           arg(a, "--method"), none[i]);
+            return why_set(
+                why, E_USAGE,
+                "--method %s takes nothing but the weights, --bits and --device: leave out %s",
+                arg(a, "--method"), none[i]);
     return E_OK;
 }
 
@@ -102,6 +105,7 @@ static err_t parse_options(struct compress *j, const struct args *a, struct why 
     j->contender = method ? contender_of(method) : CONTENDER_NONE;
     if (j->contender) {
         j->options.embed_dense = true;
+        j->wanted.fitted.device = arg(a, "--device") ? arg(a, "--device") : "auto";
         err_t bad = parse_contender(a, why);
         return bad ? bad
                    : arg_double(a, "--bits", 1, MAX_PLANES, default_bits, &j->wanted.fitted.bits,
@@ -132,9 +136,10 @@ static err_t write_linears(struct compress *j, struct why *why) {
         int32_t n = part_rows(s, part), k = part_cols(s, part);
         struct rows from = rows_of_checkpoint(&base, n, k), to = rows_of_checkpoint(&fine, n, k);
         struct report_row *row = &j->made.report.row[part];
-        e = j->contender ? contender_write_part(j->contender, j->wanted.fitted.bits, j->made.w,
-                                                name, from, to, row, &j->contender_bits, why)
-                         : diff_write_part(j->made.w, name, from, to, &j->options, row, why);
+        e = j->contender
+                ? contender_write_part(j->t, j->contender, j->wanted.fitted.bits, j->made.w, name,
+                                       from, to, row, &j->contender_bits, why)
+                : diff_write_part(j->made.w, name, from, to, &j->options, row, why);
         progress_show(&p, (uint64_t)i + 1, (uint64_t)(s->n_layers * N_PARTS));
     }
     progress_end(&p);
@@ -208,6 +213,8 @@ static void note_contender(const struct compress *j, json_t *made) {
 static err_t make_at_once(struct compress *j, const char *path, json_t *about, struct why *why) {
     j->made.made = json_incref(about);
     err_t e = tenant_writer_open(&j->made.w, path, why);
+    if (!e && j->contender)
+        e = device_open(&j->t, j->wanted.fitted.device, 0, why);
     e = e ? e : write_linears(j, why);
     e = e ? e : write_rest(j, why);
     if (!e && j->contender)
@@ -245,6 +252,8 @@ static err_t run(const struct args *a, struct why *why) {
             resume_remove(path);
     }
     made_free(&j.made);
+    if (j.t)
+        j.t->ops->close(j.t);
     json_decref(about);
     job_texts_free(&texts);
     fine_tune_close(&j.fine);

@@ -7,16 +7,18 @@
 #define COMPRESS_CONTENDER_H
 
 #include "compress/diff.h"
+#include "kernels/train.h"
 
 enum contender { CONTENDER_NONE, CONTENDER_SVD, CONTENDER_DELTA_COME };
 
 /* "svd", "delta-come"; CONTENDER_NONE for any other name. */
 enum contender contender_of(const char *name);
 
-/* One linear, by the method at `bits` per weight; adds to *spent the bits its planes or vectors
- * take. The whole matrix is in memory a few times over, in FP32. */
-err_t contender_write_part(enum contender method, double bits, struct tenant_writer *w,
-                           const char *part, struct rows base, struct rows fine,
-                           struct report_row *report, double *spent, struct why *why);
+/* One linear, by the method at `bits` per weight; adds to *spent the bits its vectors take. The
+ * whole matrix is on the host and on the device a few times over, in FP32. */
+err_t contender_write_part(struct train *t, enum contender method, double bits,
+                           struct tenant_writer *w, const char *part, struct rows base,
+                           struct rows fine, struct report_row *report, double *spent,
+                           struct why *why);
 
 #endif

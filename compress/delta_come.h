@@ -8,12 +8,10 @@
 #ifndef COMPRESS_DELTA_COME_H
 #define COMPRESS_DELTA_COME_H
 
-#include <stdint.h>
+#include "kernels/train.h"
 
-#include "config/err.h"
-
-/* d [n, k] becomes what at most `bits` per weight can keep of it; *spent: bits taken, scales and
- * offsets of the groups included. E_NOMEM. */
-err_t delta_come(int32_t n, int32_t k, double bits, float *d, double *spent);
+/* d [n, k], on the device, becomes what at most `bits` per weight leave of it; *spent: bits taken,
+ * scales and offsets of the groups included. E_NOMEM. */
+err_t delta_come(struct train *t, int32_t n, int32_t k, double bits, float *d, double *spent);
 
 #endif

@@ -224,7 +224,6 @@ err_t student_start(struct student *s, int32_t i, float *d) {
         e = low_rank(t, x->n, x->k, x->rank, d, NULL, x->b.x, x->a.x, NULL);
         if (e)
             break;
-        t->ops->unmerge(t, &pair, -1, d);
         if (round > 0)
             t->ops->unmerge(t, &first, 1, d); /* d: what the pair leaves */
         if (round + 1 == SPLIT_ROUNDS || !planes)

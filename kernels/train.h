@@ -165,7 +165,7 @@ struct train_ops {
     void (*attention_back)(struct train *t, const struct train_batch *b, struct train_heads heads,
                            const float *q, const float *k, const float *v, const float *ctx,
                            const float *dctx, float *dq, float *dk, float *dv);
-    /* x += scale * y */
+    /* x += scale * y; y may be x. */
     void (*axpy)(struct train *t, size_t n, float scale, const float *y, float *x);
 
     /* ---- decoding with a cache. Row i is position[i] of the sequence that lives in slot[i];

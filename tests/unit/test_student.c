@@ -9,7 +9,6 @@
 #include "compress/fit.h"
 #include "compress/fitted.h"
 #include "compress/llama_tenant.h"
-#include "compress/low_rank.h"
 #include "compress/student_write.h"
 #include "tests/check.h"
 #include "tests/unit/make_model.h"
@@ -255,70 +254,6 @@ TEST_LIMIT(fit_every_stage_brings_the_tenant_closer_on_text_it_has_not_seen, 300
                       what[i - 1], k[i - 1]);
     lesson_free(&own), lesson_free(&held);
     close_duo(&d);
-}
-
-TEST(low_rank_finds_a_matrix_of_its_rank_and_the_energy_it_holds) {
-    struct train *t;
-    struct why why = {""};
-    CHECK_OK(train_cpu_open(&t, 2, &why), why);
-    enum { N = 37, K = 29, RANK = 3 };
-    unsigned seed = 4;
-    float u[N * RANK], v[RANK * K], d[N * K], b[N * RANK], a[RANK * K], back[N * K];
-    double held[RANK], energy = 0;
-    for (int i = 0; i < N * RANK; i++)
-        u[i] = test_gauss(&seed);
-    for (int i = 0; i < RANK * K; i++)
-        v[i] = test_gauss(&seed);
-    t->ops->gemm(t, N, K, RANK, train_mat(u, RANK), train_mat(v, K), d, K, false);
-    for (int i = 0; i < N * K; i++)
-        energy += (double)d[i] * (double)d[i];
-    CHECK_OK(low_rank(t, N, K, RANK, d, NULL, b, a, held), why);
-    CHECK_NEAR(held[0] + held[1] + held[2], energy, 0, 1e-5);
-    CHECK(held[0] > held[1] && held[1] > held[2] && held[2] > 0);
-    t->ops->gemm(t, N, K, RANK, train_mat(b, RANK), train_mat(a, K), back, K, false);
-    for (int i = 0; i < N * K; i++)
-        CHECK_NEAR((double)back[i], (double)d[i], 1e-4, 1e-4);
-    double largest = held[0], size_a = 0, size_b = 0;
-    CHECK_OK(low_rank(t, N, K, 1, d, NULL, b, a, held), why);
-    CHECK_NEAR(held[0], largest, 0, 1e-5);
-    for (int i = 0; i < K; i++)
-        size_a += (double)a[i] * (double)a[i];
-    for (int i = 0; i < N; i++)
-        size_b += (double)b[i] * (double)b[i];
-    CHECK_NEAR(size_a, size_b, 0, 1e-4);
-    memset(d, 0, sizeof d);
-    CHECK_OK(low_rank(t, N, K, 2, d, NULL, b, a, held), why);
-    CHECK_NEAR(held[0], 0, 0, 0);
-    CHECK_NEAR((double)a[0], 0, 0, 0);
-    t->ops->close(t);
-}
-
-/* With second moments the pair spends its directions on the inputs that come. */
-TEST(low_rank_under_second_moments_makes_outputs_nearest) {
-    struct train *t;
-    struct why why = {""};
-    CHECK_OK(train_cpu_open(&t, 1, &why), why);
-    enum { N = 24, K = 20, RANK = 3 };
-    unsigned seed = 9;
-    float d[N * K], h[K * K] = {0}, b[N * RANK], a[RANK * K];
-    for (int i = 0; i < N * K; i++)
-        d[i] = test_gauss(&seed);
-    for (int i = 0; i < K; i++)
-        h[i * K + i] = i < 5 ? 100.0f : 0.1f;
-    double error[2];
-    for (int with = 0; with < 2; with++) {
-        CHECK_OK(low_rank(t, N, K, RANK, d, with ? h : NULL, b, a, NULL), why);
-        error[with] = 0;
-        for (int i = 0; i < N; i++)
-            for (int j = 0; j < K; j++) {
-                double left = (double)d[i * K + j];
-                for (int r = 0; r < RANK; r++)
-                    left -= (double)b[i * RANK + r] * (double)a[r * K + j];
-                error[with] += left * left * (double)h[j * K + j];
-            }
-    }
-    CHECK(error[1] < 0.6 * error[0]);
-    t->ops->close(t);
 }
 
 /* The tool's file, read back, is as near to the fine-tune as the tool says it measured, on text of

@@ -1,8 +1,6 @@
-/* The eigenvectors of D'D (or DD', the smaller): Householder reflections to a tridiagonal matrix,
- * then implicit QL (Golub, Van Loan: Matrix Computations, 8.3). The other side's vectors follow by
- * one product. Squaring costs half the digits of the small values, which a float difference does
- * not have anyway. */
-#include "compress/svd.h"
+/* Householder reflections to a tridiagonal matrix, then implicit QL (Golub, Van Loan: Matrix
+ * Computations, 8.3). */
+#include "compress/eigen.h"
 
 #include <math.h>
 #include <stdbool.h>
@@ -10,8 +8,6 @@
 #include <string.h>
 
 enum { MAX_TURNS = 60 };
-/* A singular value below this share of the largest is rounding. */
-static const double nothing = 1e-7;
 
 /* a [n, n] symmetric, destroyed, into diagonal d [n] and off-diagonal e [n] (e[i] joins i and i +
  * 1). q [n, n]: its rows are the orthonormal basis. w [n]: scratch. */
@@ -110,54 +106,28 @@ static void ql(int32_t n, double *d, double *e, double *q) {
         }
 }
 
-struct ranked {
-    double value;
-    int32_t at;
-};
-static int falling(const void *a, const void *b) {
-    const struct ranked *x = a, *y = b;
-    return x->value != y->value ? (x->value > y->value ? -1 : 1) : x->at - y->at;
+static void swap_rows(double *x, double *y, int32_t n) {
+    for (int32_t i = 0; i < n; i++) {
+        double z = x[i];
+        x[i] = y[i], y[i] = z;
+    }
 }
 
-err_t svd(int32_t n, int32_t k, const float *d, float *u, float *value, float *v) {
-    int32_t r = n < k ? n : k, other = n < k ? k : n;
-    size_t row = n < k ? (size_t)k : 1, col = n < k ? 1 : (size_t)k; /* of the shorter side */
-    size_t side = (size_t)r;
-    double *gram = malloc((2 * side * side + 3 * side + (size_t)other) * sizeof *gram);
-    struct ranked *order = malloc(side * sizeof *order);
-    if (!gram || !order) {
-        free(gram), free(order);
+err_t eigen(int32_t n, double *a, double *value, double *vector) {
+    double *off = malloc(2 * (size_t)n * sizeof *off);
+    if (!off)
         return E_NOMEM;
-    }
-    double *q = gram + side * side, *eigen = q + side * side, *off = eigen + side, *w = off + side,
-           *long_one = w + side;
-    for (size_t i = 0; i < side; i++)
-        for (size_t j = 0; j <= i; j++) {
-            double sum = 0;
-            for (size_t l = 0; l < (size_t)other; l++)
-                sum += (double)d[i * row + l * col] * (double)d[j * row + l * col];
-            gram[i * side + j] = gram[j * side + i] = sum;
+    tridiagonal(n, a, value, off, vector, off + n);
+    ql(n, value, off, vector);
+    for (int32_t i = 0; i < n; i++) { /* falling */
+        int32_t best = i;
+        for (int32_t j = i + 1; j < n; j++)
+            best = value[j] > value[best] ? j : best;
+        if (best != i) {
+            swap_rows(value + i, value + best, 1);
+            swap_rows(vector + (size_t)i * (size_t)n, vector + (size_t)best * (size_t)n, n);
         }
-    tridiagonal(r, gram, eigen, off, q, w);
-    ql(r, eigen, off, q);
-    for (int32_t i = 0; i < r; i++)
-        order[i] = (struct ranked){eigen[i], i};
-    qsort(order, side, sizeof *order, falling);
-    double most = order[0].value > 0 ? sqrt(order[0].value) : 0;
-    for (size_t i = 0; i < side; i++) {
-        const double *x = q + (size_t)order[i].at * side;
-        double s = order[i].value > 0 ? sqrt(order[i].value) : 0, keep = s > nothing * most;
-        memset(long_one, 0, (size_t)other * sizeof *long_one);
-        for (size_t j = 0; j < side; j++)
-            for (size_t l = 0; l < (size_t)other; l++)
-                long_one[l] += x[j] * (double)d[j * row + l * col];
-        value[i] = (float)(keep > 0 ? s : 0);
-        for (size_t l = 0; l < (size_t)other; l++)
-            *(n < k ? &v[i * (size_t)k + l] : &u[l * side + i]) =
-                (float)(keep > 0 ? long_one[l] / s : 0);
-        for (size_t j = 0; j < side; j++)
-            *(n < k ? &u[j * side + i] : &v[i * (size_t)k + j]) = (float)(keep > 0 ? x[j] : 0);
     }
-    free(gram), free(order);
+    free(off);
     return 0;
 }
