@@ -154,7 +154,7 @@ static const struct field fields[] = {
     REFUSED_FIELD("web_search_options", NULL),
     REFUSED_FIELD("echo", "false"),
     REFUSED_FIELD("best_of", "1"),
-    REFUSED_FIELD("prompt", NULL),
+    ELSEWHERE_FIELD("prompt", "texts go to /v1/completions."),
 };
 
 static err_t check(struct params *p, const char **field, struct why *why) {

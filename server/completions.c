@@ -79,7 +79,7 @@ static const struct field fields[] = {
     BOOLEAN_FIELD("add_special_tokens", add_special_tokens, 1, "Texts get BOS."),
     REFUSED_FIELD("suffix", "\"\""),
     REFUSED_FIELD("prompt_embeds", NULL),
-    REFUSED_FIELD("messages", NULL),
+    ELSEWHERE_FIELD("messages", "conversations go to /v1/chat/completions."),
 };
 
 static err_t check(struct params *p, const char **field, struct why *why) {

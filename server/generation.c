@@ -42,6 +42,7 @@ struct generation {
     struct ticket *tickets; /* [reply.n_choices] owned */
     int n_in_engine;
     bool has_reply, working;
+    bool running; /* the engine has it; false again once it is counted */
     uv_work_t work;
     err_t error;
     const char *field; /* parameter that the error is about */
@@ -81,11 +82,34 @@ static void cancel_all(struct generation *g) {
         cancel_one(g, i);
 }
 
+/* Counts and logs what was generated, whoever got it. `how`: NULL: it ended by itself. */
+static void count_end(struct generation *g, const char *how) {
+    struct server *s = g->server;
+    if (!g->running)
+        return;
+    g->running = false;
+    struct tenant_counts *counts = metrics_tenant(&s->metrics, g->model->name);
+    int64_t prompt = reply_prompt_tokens(&g->reply), done = reply_completion_tokens(&g->reply);
+    const char *finish = how ? how : reply_finish(&g->reply);
+    counts->prompt_tokens += (uint64_t)prompt;
+    counts->generated_tokens += (uint64_t)done;
+    for (int i = 0; i < g->reply.n_choices; i++)
+        metrics_finished(&s->metrics, g->reply.choices[i].finish_reason);
+    if (!how)
+        histogram_add(&s->metrics.whole_s, (double)(mono_us() - g->start_us) / 1e6);
+    log_info("request",
+             "tenant=%s print=%s req=%s choices=%d prompt=%lld generated=%lld finish=%s us=%lld",
+             g->model->name, g->model->fingerprint, g->id, g->reply.n_choices, (long long)prompt,
+             (long long)done, finish ? finish : "none", (long long)(mono_us() - g->start_us));
+}
+
 static void on_gone(struct exchange *x) {
     struct generation *g = x->work;
     detach(g);
-    if (g->n_in_engine && !reply_done(&g->reply))
+    if (g->n_in_engine && !reply_done(&g->reply)) {
         g->server->metrics.cancelled++;
+        count_end(g, "client_left");
+    }
     cancel_all(g);
     release(g);
 }
@@ -106,6 +130,8 @@ static void stream_error(struct exchange *x, err_t e, const struct why *why) {
 /* Answers with an error and lets go of the exchange. */
 static void fail(struct generation *g, err_t e, const char *field, const struct why *why) {
     struct exchange *x = g->x;
+    if (x)
+        count_end(g, err_code(e));
     if (x) {
         detach(g);
         if (x->streaming)
@@ -117,24 +143,10 @@ static void fail(struct generation *g, err_t e, const char *field, const struct 
     release(g);
 }
 
-static void count_end(struct generation *g) {
-    struct server *s = g->server;
-    struct tenant_counts *counts = metrics_tenant(&s->metrics, g->model->name);
-    int64_t prompt = reply_prompt_tokens(&g->reply), done = reply_completion_tokens(&g->reply);
-    const char *finish = reply_finish(&g->reply);
-    counts->prompt_tokens += (uint64_t)prompt;
-    counts->generated_tokens += (uint64_t)done;
-    histogram_add(&s->metrics.whole_s, (double)(mono_us() - g->start_us) / 1e6);
-    log_info("request",
-             "tenant=%s print=%s req=%s choices=%d prompt=%lld generated=%lld finish=%s us=%lld",
-             g->model->name, g->model->fingerprint, g->id, g->reply.n_choices, (long long)prompt,
-             (long long)done, finish ? finish : "none", (long long)(mono_us() - g->start_us));
-}
-
 static void answer(struct generation *g) {
     struct buf out;
     buf_init(&out, SIZE_MAX / 4);
-    count_end(g);
+    count_end(g, NULL);
     err_t e = reply_whole(&g->reply, &out);
     if (e) {
         buf_free(&out);
@@ -163,8 +175,7 @@ static void push_stream(struct generation *g, int i) {
         g->server->metrics.stalled++;
     if (!e && !reply_done(&g->reply))
         return;
-    if (!e)
-        count_end(g);
+    count_end(g, e == E_BUSY ? "client_stalled" : e ? err_code(e) : NULL);
     detach(g);
     if (e)
         http_abort(x);
@@ -234,12 +245,14 @@ static void take_event(struct generation *g, int i, const struct gen_event *even
 void generation_poll(struct server *s) {
     struct gen_event events[EVENTS];
     size_t n;
-    while ((n = engine_poll(s->engine, events, EVENTS)) > 0)
+    while ((n = engine_poll(s->engine, events, EVENTS)) > 0) {
         for (size_t i = 0; i < n; i++) {
             const struct live_entry *entry = live_find(&s->live, events[i].id);
             if (entry)
                 take_event(entry->g, entry->i_choice, &events[i]);
         }
+        http_flush(s->http); /* the first tokens of a large step leave while the last are written */
+    }
 }
 
 /* --- into the engine ------------------------------------------------------------------------ */
@@ -278,6 +291,7 @@ static err_t submit_all(struct generation *g) {
     err_t e = g->tickets ? E_OK : E_NOMEM;
     for (int i = 0; !e && i < g->reply.n_choices; i++)
         e = submit(g, i);
+    g->running = !e;
     return e;
 }
 

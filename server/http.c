@@ -49,6 +49,12 @@ void http_kick(struct listener *l) {
     uv_timer_start(&l->timer, on_timer, 0, 0);
 }
 
+void http_flush(struct http *h) {
+    for (int i = 0; i < h->n_listeners; i++)
+        if (h->listener[i].kicked)
+            listener_run(&h->listener[i]);
+}
+
 static void on_heartbeat(uv_timer_t *t) {
     struct http *h = t->data;
     int64_t now = mono_us();

@@ -54,7 +54,9 @@ struct exchange {
     void *work; /* of whoever answers later */
     void (*on_gone)(struct exchange *x);
 
-    int status; /* 0: not answered yet */
+    int status;        /* 0: not answered yet */
+    err_t error;       /* that it was answered with */
+    const char *param; /* borrowed, static: what the error is about; or NULL */
     bool streaming, finished, aborted, queued, close;
     const char *content_type;         /* static */
     char allow[64];                   /* Allow header of a 405, or "" */
@@ -95,6 +97,8 @@ err_t http_listen(struct http *h, int fd, bool admin, struct why *why);
 /* Cuts every connection, ends the daemons, frees h. Runs the loop until all handles are closed;
  * exchanges get their on_gone. Call after the loop has stopped. */
 void http_close(struct http *h);
+/* Sends now what was written since the loop went round. Never from inside of one of the hooks. */
+void http_flush(struct http *h);
 /* Closes connections that wait for a next request; new requests are still answered. */
 void http_close_idle(struct http *h);
 /* Moves the body out of the exchange and its budget; the caller frees it. */

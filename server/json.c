@@ -7,6 +7,8 @@
 #include "config/utf8.h"
 
 err_t json_read_object(const char *data, size_t n, json_t **out, struct why *why) {
+    if (n == 0)
+        return why_set(why, E_JSON, "The body is empty; a JSON object belongs there.");
     err_t e = json_parse_flags(out, data, n, "The body", JSON_MAX_DEPTH, JSON_MAX_VALUES,
                                JSON_ALLOW_NUL, why);
     if (e)

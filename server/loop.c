@@ -89,8 +89,12 @@ static void on_done(void *cls, struct exchange *x) {
     int i = x->route ? (int)(x->route - routes) : n_routes;
     int class = x->status / 100;
     s->metrics.http[i][class >= 1 && class <= 5 ? class : 0]++;
-    log_debug("http", "req=%s route=%s status=%d us=%lld", x->id,
-              x->route ? x->route->path : "other", x->status, (long long)(mono_us() - x->start_us));
+    /* What was refused is for the log: whoever complains has its x-request-id. */
+    log_line(x->error ? LOG_LEVEL_INFO : LOG_LEVEL_DEBUG, x->error ? "refused" : "http",
+             "req=%s route=%s%s status=%d code=%s param=%s us=%lld", x->id,
+             x->scope[0] ? "/t/..." : "", x->route ? x->route->path : "other", x->status,
+             x->error ? err_code(x->error) : "none", x->param ? x->param : "none",
+             (long long)(mono_us() - x->start_us));
 }
 
 static err_t open_listener(struct server *s, const char *address, bool admin, struct why *why) {

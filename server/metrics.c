@@ -38,6 +38,15 @@ void histogram_add(struct histogram *h, double x) {
     h->sum += x;
 }
 
+void metrics_finished(struct metrics *m, const char *reason) {
+    if (!reason)
+        m->finished_abort++;
+    else if (strcmp(reason, "length") == 0)
+        m->finished_length++;
+    else
+        m->finished_stop++;
+}
+
 struct tenant_counts *metrics_tenant(struct metrics *m, const char *name) {
     for (int i = 0; i < m->n_tenants; i++)
         if (strcmp(m->tenant[i].name, name) == 0)
@@ -177,9 +186,11 @@ static void write_tenants(const struct server *s, struct buf *out) {
     } columns[] = {
         {"bitdeltad_tenant_requests_total", "Completions asked for.",
          offsetof(struct tenant_counts, requests)},
-        {"bitdeltad_tenant_prompt_tokens_total", "Prompt tokens of ended completions.",
+        {"bitdeltad_tenant_prompt_tokens_total",
+         "Prompt tokens of completions that ended or were cut short.",
          offsetof(struct tenant_counts, prompt_tokens)},
-        {"bitdeltad_tenant_generated_tokens_total", "Tokens of ended completions.",
+        {"bitdeltad_tenant_generated_tokens_total",
+         "Tokens of completions that ended or were cut short.",
          offsetof(struct tenant_counts, generated_tokens)},
     };
     char label[600];
@@ -217,11 +228,11 @@ static void write_aliases(const struct server *s, const struct engine_stats *e, 
     const char *success = "vllm:request_success_total";
     buf_printf(out, "# TYPE %s counter\n", success);
     buf_printf(out, "%s{%s,finished_reason=\"stop\"} %" PRIu64 "\n", success, labels,
-               e->finished_stop);
+               s->metrics.finished_stop);
     buf_printf(out, "%s{%s,finished_reason=\"length\"} %" PRIu64 "\n", success, labels,
-               e->finished_length);
+               s->metrics.finished_length);
     buf_printf(out, "%s{%s,finished_reason=\"abort\"} %" PRIu64 "\n", success, labels,
-               e->finished_cancelled);
+               s->metrics.finished_abort);
     buf_printf(out,
                "# TYPE vllm:cache_config_info gauge\n"
                "vllm:cache_config_info{%s,block_size=\"%d\",num_gpu_blocks=\"%d\"} 1\n",

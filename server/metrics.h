@@ -28,6 +28,7 @@ struct tenant_counts {
 struct metrics {
     uint64_t http[METRICS_MAX_ROUTES][6]; /* [route][status / 100]; [0]: the client left */
     uint64_t rejected_auth, rejected_queue, rejected_params, unknown_fields, cancelled, stalled;
+    uint64_t finished_stop, finished_length, finished_abort; /* answers */
     uint64_t tenant_loads, tenant_load_failures;
     struct histogram first_token_s, between_tokens_s, whole_s;
     struct tenant_counts *tenant; /* [n_tenants] owned */
@@ -38,6 +39,8 @@ struct metrics {
 void metrics_init(struct metrics *m);
 void metrics_free(struct metrics *m);
 void histogram_add(struct histogram *h, double x);
+/* One answer ended; reason: as the API names it, NULL: before its end. */
+void metrics_finished(struct metrics *m, const char *reason);
 /* The counters of one served name (or the shared "other"); borrowed until the next call. */
 struct tenant_counts *metrics_tenant(struct metrics *m, const char *name);
 

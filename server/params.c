@@ -72,7 +72,11 @@ static err_t read_field(struct params *p, const struct field *f, json_t *v, stru
         return read_plain(p, f, v, why);
     if (asks_nothing(v, f->json))
         return E_OK;
-    return why_set(why, E_UNSUPPORTED, "'%s' is not supported with that value.", f->name);
+    if (f->json)
+        return why_set(why, E_UNSUPPORTED, "'%s' is not supported here; only %s is accepted.",
+                       f->name, f->json);
+    return why_set(why, E_UNSUPPORTED, "'%s' is n%s", f->name,
+                   f->help + 1); /* "Not supported..." */
 }
 
 static const struct field *find_field(const struct field *list, int n, const char *name) {

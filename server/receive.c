@@ -97,6 +97,13 @@ static void check_head(struct exchange *x, const char *url, const char *method,
     }
 }
 
+static void refuse_size(struct exchange *x, uint64_t length) {
+    struct why why;
+    why_set(&why, E_TOO_LARGE, "The body has %llu bytes; at most %zu are taken here.",
+            (unsigned long long)length, x->max_body_bytes);
+    http_reply_error(x, E_TOO_LARGE, NULL, &why);
+}
+
 /* First call: the head is complete, the body is not read yet. */
 static enum MHD_Result on_head(struct exchange *x, const char *url, const char *method,
                                const char *version) {
@@ -107,7 +114,7 @@ static enum MHD_Result on_head(struct exchange *x, const char *url, const char *
     if (!x->status && length && x->max_body_bytes && !x->head.json)
         http_reply_error(x, E_MEDIA, NULL, NULL);
     if (!x->status && length > x->max_body_bytes)
-        http_reply_error(x, E_TOO_LARGE, NULL, NULL);
+        refuse_size(x, length);
     if (x->status) {
         /* A client that waits for "100 Continue", or one whose body's end we cannot trust or do
          * not want to wait for, is answered at once; the others when their body has been read,

@@ -33,6 +33,10 @@ void http_reply(struct exchange *x, int status, const char *content_type, char *
 
 void http_reply_error(struct exchange *x, err_t e, const char *param, const struct why *why) {
     char *json = http_error_json(e, param, why);
+    if (!x->status) {
+        x->error = e;
+        x->param = param;
+    }
     http_reply(x, err_http_status(e), "application/json", json, json ? strlen(json) : 0);
 }
 

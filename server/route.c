@@ -86,10 +86,25 @@ static const struct route *find(const struct exchange *x, char *allow, size_t ca
     return found;
 }
 
+/* The commonest mistake is a base URL without /v1. */
+static void refuse_address(struct exchange *x) {
+    struct why why;
+    char path[sizeof x->path], allow[sizeof x->allow];
+    memcpy(path, x->path, sizeof path);
+    bool lacks = !x->admin &&
+                 snprintf(x->path, sizeof x->path, "/v1%.*s", HTTP_MAX_PATH - 8, path) > 0 &&
+                 (find(x, allow, sizeof allow) || allow[0]);
+    memcpy(x->path, path, sizeof path);
+    why_set(&why, E_NO_ROUTE, "There is nothing at %.200s%s%.200s%s.", path,
+            lacks ? "; did you mean /v1" : "", lacks ? path : "", lacks ? "?" : "");
+    http_reply_error(x, E_NO_ROUTE, NULL, &why);
+}
+
 void route_head(void *cls, struct exchange *x) {
     struct server *s = cls;
     const struct auth *keys = x->admin ? &s->admin_keys : &s->public_keys;
     char allow[sizeof x->allow];
+    struct why why;
     bool scoped = !x->admin && take_scope(x);
     const struct route *r = find(x, allow, sizeof allow);
     /* Whether a model exists is not told without a key. */
@@ -99,9 +114,11 @@ void route_head(void *cls, struct exchange *x) {
         http_reply_error(x, E_UNAUTHORIZED, NULL, NULL);
     } else if (!r && allow[0]) {
         memcpy(x->allow, allow, sizeof allow);
-        http_reply_error(x, E_METHOD, NULL, NULL);
+        why_set(&why, E_METHOD, "%s cannot be used on %.200s, which has %s.", x->method, x->path,
+                allow);
+        http_reply_error(x, E_METHOD, NULL, &why);
     } else if (!r) {
-        http_reply_error(x, E_NO_ROUTE, NULL, NULL);
+        refuse_address(x);
     } else if (scoped && !registry_find(&s->registry, x->scope)) {
         http_reply_error(x, E_NO_MODEL, "model", NULL);
     } else {

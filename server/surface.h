@@ -49,6 +49,8 @@ struct field {
     { name, FIELD_BOOLEAN, FIELD_AT(member), 0, 1, start, NULL, NULL, help }
 #define SPECIAL_FIELD(name, read, schema, help)                                                    \
     { name, FIELD_SPECIAL, 0, 0, 0, 0, read, schema, help }
+#define ELSEWHERE_FIELD(name, help)                                                                \
+    { name, FIELD_REFUSED, 0, 0, 0, 0, NULL, NULL, "Not supported: " help }
 #define REFUSED_FIELD(name, nothing)                                                               \
     { name, FIELD_REFUSED, 0, 0, 0, 0, NULL, nothing, "Not supported." }
 

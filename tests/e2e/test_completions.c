@@ -357,3 +357,31 @@ TEST(completions_prompt_alone_can_be_scored_and_echoed) {
     json_decref(a);
     CHECK_EQ(daemon_stop(&d, SIGTERM, 5000), 0);
 }
+
+#define SUCCESS(reason)                                                                            \
+    "vllm:request_success_total{model_name=\"base\",engine=\"0\",finished_reason=\"" reason "\"}"
+
+/* A stop string ends the engine's request early, yet it is a success of its client; tokens count
+ * whoever got them. */
+TEST(completions_are_counted_by_how_they_ended_for_the_client) {
+    struct daemon d = {0};
+    daemon_start(&d, "--max-seqs 8 --max-batch-tokens 8");
+    json_t *a = complete(&d, "\"prompt\":\"The archive\",\"max_tokens\":40,\"stop\":\" \"");
+    CHECK_STR(text_at(a, "choices.0.finish_reason"), "stop");
+    json_decref(a);
+    json_decref(
+        complete(&d, "\"prompt\":\"The archive\",\"max_tokens\":2,\"n\":2,\"ignore_eos\":true"));
+    CHECK_EQ(daemon_metric(&d, SUCCESS("stop")), 1);
+    CHECK_EQ(daemon_metric(&d, SUCCESS("length")), 2);
+    CHECK_EQ(daemon_metric(&d, SUCCESS("abort")), 0);
+    double before = daemon_metric(&d, "bitdeltad_tenant_generated_tokens_total{tenant=\"base\"}");
+    int fd = start(&d, "\"prompt\":\"The archive\",\"max_tokens\":400,\"ignore_eos\":true,"
+                       "\"stream\":true");
+    char head[64];
+    CHECK(read(fd, head, sizeof head) > 0); /* at least one token is out */
+    close(fd);
+    daemon_metric_becomes(&d, SUCCESS("abort"), 1, 5000);
+    CHECK(daemon_metric(&d, "bitdeltad_tenant_generated_tokens_total{tenant=\"base\"}") > before);
+    CHECK(daemon_logged(&d, "finish=client_left"));
+    CHECK_EQ(daemon_stop(&d, SIGTERM, 5000), 0);
+}

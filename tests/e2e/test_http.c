@@ -449,3 +449,42 @@ TEST_LIMIT(http_random_clients_leave_nothing_behind, 120) {
     daemon_must_serve(&d);
     CHECK_EQ(daemon_stop(&d, SIGTERM, 5000), 0);
 }
+
+/* The sentence says what to do, the log has the same for whoever is asked about it. */
+TEST(http_refusals_say_what_is_wrong_and_are_logged) {
+    static const struct {
+        const char *method, *path, *body, *says;
+        int status;
+    } cases[] = {
+        {"POST", "/completions", "{}", "nothing at /completions; did you mean /v1/completions?",
+         404},
+        {"GET", "/models", NULL, "did you mean /v1/models?", 404},
+        {"POST", "/v1/embeddings", "{}", "nothing at /v1/embeddings.", 404},
+        {"DELETE", "/v1/models/base", NULL,
+         "DELETE cannot be used on /v1/models/base, which has GET.", 405},
+        {"POST", "/v1/completions", "", "empty", 400},
+        {"POST", "/v1/completions", "{\"model\":\"base\",\"messages\":[]}",
+         "'messages' is not supported: conversations go to /v1/chat/completions.", 400},
+        {"POST", "/v1/completions", "{\"model\":\"base\",\"prompt\":\"\",\"response_format\":{}}",
+         "only {\\\"type\\\":\\\"text\\\"} is accepted.", 400},
+    };
+    struct daemon d = {0};
+    daemon_start(&d, "--max-body 2000");
+    for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
+        struct answer a = client_call(&d, cases[i].method, cases[i].path, NULL, cases[i].body);
+        CHECK_EQ(a.status, cases[i].status);
+        CHECK_HAS(a.body, cases[i].says);
+        answer_free(&a);
+    }
+    char large[3000];
+    memset(large, ' ', sizeof large - 1);
+    large[sizeof large - 1] = 0;
+    struct answer a = client_call(&d, "POST", "/v1/completions", "X-Request-ID: mine\r\n", large);
+    CHECK_EQ(a.status, 413);
+    CHECK_HAS(a.body, "The body has 2999 bytes; at most 2000 are taken here.");
+    answer_free(&a);
+    CHECK(daemon_logged(&d, "stage=refused req=mine route=/v1/completions status=413 "
+                            "code=request_too_large param=none"));
+    CHECK(daemon_logged(&d, "status=400 code=unsupported param=response_format"));
+    CHECK_EQ(daemon_stop(&d, SIGTERM, 5000), 0);
+}
