@@ -360,8 +360,8 @@ static err_t open_student(struct fitting *f, json_t *made, struct why *why) {
     if (!choice)
         return why_set(why, E_NOMEM, "not enough memory");
     begin(f, "measure");
-    err_t e = plan_choose(&plan, &f->base, &f->teacher, &f->base_files->checkpoint, f->fine,
-                          &f->own.text, choice, &expected, &f->progress, why);
+    err_t e = plan_choose(&plan, &f->base, &f->teacher, f->fine, &f->own.text, choice, &expected,
+                          &f->progress, why);
     end(f);
     if (f->text && !refits(f))
         llama_release(&f->teacher, llama_head(&f->teacher));

@@ -8,7 +8,10 @@
 #include "engine/rope.h"
 #include "kernels/f16.h"
 
-enum { BLOCK_FLOATS = 1 << 23 }; /* read at a time: 32 MB */
+enum {
+    BLOCK_FLOATS = 1 << 23, /* read at a time: 32 MB */
+    READ_TASKS = 64
+};
 
 void llama_tensor(char *out, size_t n, const struct model_config *c, int32_t i) {
     int32_t n_linears = c->shape.n_layers * N_PARTS;
@@ -24,14 +27,36 @@ void llama_tensor(char *out, size_t n, const struct model_config *c, int32_t i) 
 /* ---- where they come from ----------------------------------------------------------------------
  */
 
+static size_t cols_of(const struct model_config *c, int32_t i) {
+    const struct model_shape *s = &c->shape;
+    return (size_t)(i < s->n_layers * N_PARTS ? part_cols(s, (enum part)(i % N_PARTS)) : s->dim);
+}
+
+static enum train_number file_type(void *arg, int32_t i) {
+    const struct llama_files *f = arg;
+    const struct st_file *file;
+    char name[160];
+    llama_tensor(name, sizeof name, &f->files->config, i);
+    const struct st_tensor *t = checkpoint_find(f->files, name, &file);
+    bool half = !f->files->overlay.read && t && (t->dtype == ST_F16 || t->dtype == ST_BF16);
+    return !half ? TRAIN_F32 : t->dtype == ST_F16 ? TRAIN_F16 : TRAIN_BF16;
+}
+
+static err_t file_stored(void *arg, int32_t i, int32_t first, int32_t n, uint16_t *out,
+                         struct why *why) {
+    const struct llama_files *f = arg;
+    size_t k = cols_of(&f->files->config, i);
+    char name[160];
+    llama_tensor(name, sizeof name, &f->files->config, i);
+    return checkpoint_read_half_rows(f->files, name, out, (uint64_t)first * k, (size_t)n * k, why);
+}
+
 static err_t file_rows(void *arg, int32_t i, int32_t first, int32_t n, float *out,
                        struct why *why) {
     const struct llama_files *f = arg;
-    const struct model_shape *s = &f->files->config.shape;
     char name[160];
     llama_tensor(name, sizeof name, &f->files->config, i);
-    size_t k =
-        (size_t)(i < s->n_layers * N_PARTS ? part_cols(s, (enum part)(i % N_PARTS)) : s->dim);
+    size_t k = cols_of(&f->files->config, i);
     err_t e =
         checkpoint_read_f32_rows(f->files, name, out, (uint64_t)first * k, (size_t)n * k, why);
     for (size_t l = 0; !e && f->served && l < (size_t)n * k; l++)
@@ -54,7 +79,83 @@ static err_t file_norms(void *arg, float *out, struct why *why) {
 
 struct llama_source llama_source_files(struct llama_files *f) {
     /* An overlay computes what it reads, and remembers things in between. */
-    return (struct llama_source){f->files->overlay.read != NULL, file_rows, file_norms, f};
+    return (struct llama_source){.one_by_one = f->files->overlay.read != NULL,
+                                 .rows = file_rows,
+                                 .type = file_type,
+                                 .stored = file_stored,
+                                 .served = f->served,
+                                 .norms = file_norms,
+                                 .arg = f};
+}
+
+/* ---- to a device -------------------------------------------------------------------------------
+ */
+
+static int32_t block_rows(int32_t k) {
+    return BLOCK_FLOATS / k > 0 ? BLOCK_FLOATS / k : 1;
+}
+
+err_t llama_reader_open(struct llama_reader *r, struct train *t, struct llama_source from,
+                        struct why *why) {
+    size_t bytes = BLOCK_FLOATS * sizeof(float);
+    *r = (struct llama_reader){.t = t, .from = from, .host = malloc(bytes)};
+    if (!r->host || t->ops->take(t, bytes, &r->stage))
+        return why_set(why, E_NOMEM, "There is not enough memory to read weights.");
+    return 0;
+}
+
+void llama_reader_close(struct llama_reader *r) {
+    if (r->t)
+        r->t->ops->give(r->t, r->stage);
+    free(r->host);
+    *r = (struct llama_reader){0};
+}
+
+/* Rows of a block, read by several threads. */
+struct reading {
+    const struct llama_source *from;
+    enum train_number type;
+    int32_t i_matrix, first;
+    size_t row; /* bytes */
+    char *out;
+    int32_t step;
+    err_t error[READ_TASKS]; /* by the first row's number, so that no two tasks share one */
+    struct why why[READ_TASKS];
+};
+
+static void read_rows(void *arg, int32_t first, int32_t end) {
+    struct reading *r = arg;
+    int32_t task = first / r->step, at = r->first + first, n = end - first;
+    char *out = r->out + (size_t)first * r->row;
+    r->error[task] = r->type == TRAIN_F32 ? r->from->rows(r->from->arg, r->i_matrix, at, n,
+                                                          (float *)(void *)out, &r->why[task])
+                                          : r->from->stored(r->from->arg, r->i_matrix, at, n,
+                                                            (uint16_t *)(void *)out, &r->why[task]);
+}
+
+err_t llama_read(struct llama_reader *r, int32_t i_matrix, int32_t first, int32_t n, int32_t k,
+                 float *x, struct why *why) {
+    const struct llama_source *from = &r->from;
+    struct reading *job = malloc(sizeof *job);
+    err_t e = job ? 0 : why_set(why, E_NOMEM, "There is not enough memory to read weights.");
+    enum train_number type = from->type ? from->type(from->arg, i_matrix) : TRAIN_F32;
+    for (int32_t at = 0, rows; !e && at < n; at += rows) {
+        rows = n - at < block_rows(k) ? n - at : block_rows(k);
+        *job = (struct reading){from, type, i_matrix, first + at, .out = r->host};
+        job->row = (size_t)k * train_number_bytes(type);
+        job->step = from->one_by_one ? rows : (rows + READ_TASKS - 1) / READ_TASKS;
+        parallel_rows(rows, job->step, read_rows, job);
+        for (int32_t task = 0; !e && task < READ_TASKS; task++)
+            if ((e = job->error[task]))
+                *why = job->why[task];
+        if (e)
+            break;
+        size_t floats = (size_t)rows * (size_t)k;
+        r->t->ops->put(r->t, r->stage, r->host, (size_t)rows * job->row);
+        r->t->ops->widen(r->t, type, from->served, floats, r->stage, x + (size_t)at * (size_t)k);
+    }
+    free(job);
+    return e;
 }
 
 /* ---- making ------------------------------------------------------------------------------------
@@ -108,53 +209,23 @@ err_t llama_make(struct llama *m, struct train *t, const struct model_config *co
     return e ? no_room(m, why) : 0;
 }
 
-/* Rows of a block, read by several threads. */
-struct reading {
-    struct llama_source from;
-    int32_t i_matrix, first, k;
-    float *out;
-    err_t error[64]; /* by the first row's number, so that no two tasks share one */
-    struct why why[64];
-    int32_t step;
-};
-static void read_rows(void *arg, int32_t first, int32_t end) {
-    struct reading *r = arg;
-    int32_t task = first / r->step;
-    r->error[task] = r->from.rows(r->from.arg, r->i_matrix, r->first + first, end - first,
-                                  r->out + (size_t)first * (size_t)r->k, &r->why[task]);
-}
-
-static err_t read_block(struct llama_source from, int32_t i, int32_t first, int32_t n, int32_t k,
-                        float *out, struct why *why) {
-    struct reading r = {.from = from, .i_matrix = i, .first = first, .k = k, .out = out};
-    r.step = from.one_by_one ? n : (n + 63) / 64;
-    parallel_rows(n, r.step, read_rows, &r);
-    for (int32_t task = 0; task < 64; task++)
-        if (r.error[task]) {
-            *why = r.why[task];
-            return r.error[task];
-        }
-    return 0;
-}
-
-static err_t fill(struct llama *m, struct llama_source from, struct progress *p, float *host,
-                  float *device, struct why *why) {
+static err_t fill(struct llama *m, struct llama_reader *r, struct progress *p, float *device,
+                  struct why *why) {
     struct train *t = m->t;
     size_t done = 0, all = 0;
     for (int32_t i = 0; i < m->n_matrices; i++)
         all += size_of(&m->matrix[i]);
     for (int32_t i = 0; i < m->n_matrices; i++) {
         const struct train_weights *x = &m->matrix[i];
-        int32_t step = BLOCK_FLOATS / x->k > 0 ? BLOCK_FLOATS / x->k : 1;
+        int32_t step = block_rows(x->k);
         bool again = i == llama_head(m) && m->config.tied;
         for (int32_t at = 0; !again && at < x->n; at += step) {
             struct train_weights part = {(char *)x->w +
                                              (size_t)at * (size_t)x->k * t->ops->weight_bytes,
                                          x->n - at < step ? x->n - at : step, x->k};
-            err_t e = read_block(from, i, at, part.n, x->k, host, why);
+            err_t e = llama_read(r, i, at, part.n, x->k, device, why);
             if (e)
                 return e;
-            t->ops->put(t, device, host, size_of(&part) * sizeof *host);
             t->ops->store(t, device, &part);
             done += size_of(&part);
             if (p)
@@ -168,20 +239,21 @@ err_t llama_load(struct llama *m, struct train *t, const struct model_config *co
                  struct llama_source from, struct progress *p, struct why *why) {
     err_t e = llama_make(m, t, config, false, why);
     const struct model_shape *s = &config->shape;
-    size_t n_norm = (size_t)(2 * s->n_layers + 1) * (size_t)s->dim, widest = 0;
-    for (int32_t i = 0; !e && i < m->n_matrices; i++)
-        widest = (size_t)m->matrix[i].k > widest ? (size_t)m->matrix[i].k : widest;
-    size_t floats = widest > BLOCK_FLOATS ? widest : BLOCK_FLOATS;
-    floats = n_norm > floats ? n_norm : floats;
-    float *host = e ? NULL : malloc(floats * sizeof *host), *device = NULL;
+    size_t n_norm = (size_t)(2 * s->n_layers + 1) * (size_t)s->dim;
+    struct llama_reader r = {0};
+    float *norms = e ? NULL : malloc(n_norm * sizeof *norms), *device = NULL;
+    e = e ? e : llama_reader_open(&r, t, from, why);
     if (!e)
-        e = host && !t->ops->take(t, floats * sizeof *host, (void **)&device) ? 0 : no_room(m, why);
-    e = e ? e : fill(m, from, p, host, device, why);
-    e = e ? e : from.norms(from.arg, host, why);
+        e = norms && !t->ops->take(t, BLOCK_FLOATS * sizeof *device, (void **)&device)
+                ? 0
+                : no_room(m, why);
+    e = e ? e : fill(m, &r, p, device, why);
+    e = e ? e : from.norms(from.arg, norms, why);
     if (!e)
-        t->ops->put(t, m->norm, host, n_norm * sizeof *host);
+        t->ops->put(t, m->norm, norms, n_norm * sizeof *norms);
     t->ops->give(t, device);
-    free(host);
+    llama_reader_close(&r);
+    free(norms);
     return e;
 }
 

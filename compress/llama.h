@@ -49,6 +49,12 @@ struct llama_source {
     bool one_by_one;
     err_t (*rows)(void *arg, int32_t i_matrix, int32_t first, int32_t n, float *out,
                   struct why *why);
+    /* How a matrix is stored (NULL: all in FP32), and rows of one in F16 or BF16 as they are
+     * stored, to be rounded to FP16 if `served`. */
+    enum train_number (*type)(void *arg, int32_t i_matrix);
+    err_t (*stored)(void *arg, int32_t i_matrix, int32_t first, int32_t n, uint16_t *out,
+                    struct why *why);
+    bool served;
     err_t (*norms)(void *arg, float *out, struct why *why);
     void *arg;
 };
@@ -58,6 +64,21 @@ struct llama_files {
     bool served;
 };
 struct llama_source llama_source_files(struct llama_files *f);
+
+/* The way of a source's rows to a device: a block is read by all cores and goes there as it is
+ * stored. */
+struct llama_reader {
+    struct train *t;
+    struct llama_source from;
+    char *host;  /* a block; owned */
+    void *stage; /* the same, device; owned */
+};
+err_t llama_reader_open(struct llama_reader *r, struct train *t, struct llama_source from,
+                        struct why *why); /* close also after an error */
+void llama_reader_close(struct llama_reader *r);
+/* x [n, k] device = rows [first, first + n) of a matrix. */
+err_t llama_read(struct llama_reader *r, int32_t i_matrix, int32_t first, int32_t n, int32_t k,
+                 float *x, struct why *why);
 
 /* The shapes of the config, norms 1, rope filled, and zeroed weights unless `shell`. E_NOMEM. Free
  * with llama_free, also on error. */

@@ -45,6 +45,7 @@ err_t llama_of_tenant(struct llama *m, struct train *t, const struct checkpoint 
                       const struct tenant_file *file, struct progress *p, struct why *why) {
     struct tenant_source s = {{base, true}, file};
     /* Merging takes all cores already. */
-    struct llama_source from = {true, tenant_rows, tenant_norms, &s};
+    struct llama_source from = {
+        .one_by_one = true, .rows = tenant_rows, .norms = tenant_norms, .arg = &s};
     return llama_load(m, t, &file->meta.config, from, p, why);
 }

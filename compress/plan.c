@@ -54,19 +54,18 @@ static void give_vocabulary(const struct plan_options *o, const struct budget_ma
 }
 
 err_t plan_choose(const struct plan_options *o, const struct llama *base,
-                  const struct llama *teacher, const struct checkpoint *base_files,
-                  const struct checkpoint *fine, const struct corpus *own,
-                  struct budget_choice *choice, struct budget_result *r, struct progress *p,
-                  struct why *why) {
+                  const struct llama *teacher, const struct checkpoint *fine,
+                  const struct corpus *own, struct budget_choice *choice, struct budget_result *r,
+                  struct progress *p, struct why *why) {
     *r = (struct budget_result){0};
     if (o->published) {
         as_published(o, &fine->config, choice);
         return 0;
     }
     struct sensitivity s;
-    struct llama_files from = {base_files, true}, to = {fine, false};
-    err_t e = sensitivity_open(&s, base, teacher, llama_source_files(&from),
-                               llama_source_files(&to), own, ROWS, BATCHES, p, why);
+    struct llama_files from = {fine, false};
+    err_t e =
+        sensitivity_open(&s, base, teacher, llama_source_files(&from), own, ROWS, BATCHES, p, why);
     e = e ? e : budget_spend(s.matrix, s.n_linears, o->bits, choice, r, why);
     if (!e)
         give_vocabulary(o, s.matrix + s.n_linears, s.n_matrices - s.n_linears,

@@ -17,9 +17,8 @@ struct plan_options {
  * that the fine-tune wrote; all unused when published. *r: what is expected of it (zero when
  * published). Errors as of sensitivity_open and budget_spend. p: NULL for none. */
 err_t plan_choose(const struct plan_options *o, const struct llama *base,
-                  const struct llama *teacher, const struct checkpoint *base_files,
-                  const struct checkpoint *fine, const struct corpus *own,
-                  struct budget_choice *choice, struct budget_result *r, struct progress *p,
-                  struct why *why);
+                  const struct llama *teacher, const struct checkpoint *fine,
+                  const struct corpus *own, struct budget_choice *choice, struct budget_result *r,
+                  struct progress *p, struct why *why);
 
 #endif

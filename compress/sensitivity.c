@@ -5,15 +5,8 @@
 #include <string.h>
 
 #include "compress/low_rank.h"
-#include "compress/parallel.h"
 
-enum {
-    BLOCK_FLOATS = 1 << 23,
-    READ_TASKS = 64,
-    SCALE_ROUNDS = 8,
-    HALF_BITS = 16,
-    ROW_ID_BITS = 32
-};
+enum { SCALE_ROUNDS = 8, HALF_BITS = 16, ROW_ID_BITS = 32 };
 /* A logit so far above the others that the softmax is one there and nothing elsewhere. */
 static const float certain = 60;
 
@@ -25,7 +18,7 @@ struct measuring {
     float *row, *col; /* host [longest side] each */
     float *dots;      /* device [longest side] */
     float *d;         /* device: the largest matrix */
-    float *served;    /* device: the largest of the linears, of the base */
+    float *served;    /* device: the same of the base */
     float *b, *a;     /* device: its pair */
     float *logs;      /* device [2, longest side]: scales */
     int64_t n_tokens;
@@ -105,61 +98,21 @@ static err_t find_gradients(struct measuring *m, const struct corpus *own, int32
 /* ---- differences -----------------------------------------------------------------------------
  */
 
-/* Rows of a block of both models, read by several threads. */
-struct reading {
-    struct llama_source base, fine;
-    int32_t i_matrix, first, k, step;
-    float *from, *to; /* [rows, k] of the base; of the fine-tune, then the difference */
-    err_t error[READ_TASKS];
-    struct why why[READ_TASKS];
-};
-
-static void read_rows(void *arg, int32_t first, int32_t end) {
-    struct reading *r = arg;
-    int32_t task = first / r->step, at = r->first + first, n = end - first;
-    size_t from = (size_t)first * (size_t)r->k, to = (size_t)end * (size_t)r->k;
-    struct why *why = &r->why[task];
-    err_t e = r->base.rows(r->base.arg, r->i_matrix, at, n, r->from + from, why);
-    e = e ? e : r->fine.rows(r->fine.arg, r->i_matrix, at, n, r->to + from, why);
-    for (size_t l = from; !e && l < to; l++)
-        r->to[l] -= r->from[l];
-    r->error[task] = e;
-}
-
-/* d [n, k] of embedding or lm_head from the files: which rows changed at all, the device's weights
- * may not know. In blocks of rows through the host. */
-static err_t read_difference(struct measuring *m, int32_t i, struct llama_source base,
-                             struct llama_source fine, struct why *why) {
-    const struct budget_matrix *x = &m->s->matrix[i];
-    size_t k = (size_t)x->k;
-    int32_t block = BLOCK_FLOATS / x->k + 1;
-    block = block < x->n ? block : x->n;
-    float *host = malloc(2 * (size_t)block * k * sizeof *host);
-    struct reading *r = malloc(sizeof *r);
-    err_t e = host && r ? 0 : E_NOMEM;
-    for (int32_t first = 0; !e && first < x->n; first += block) {
-        int32_t n = x->n - first < block ? x->n - first : block;
-        *r = (struct reading){.base = base, .fine = fine, .i_matrix = i, .first = first, .k = x->k};
-        r->from = host, r->to = host + (size_t)block * k;
-        r->step = base.one_by_one || fine.one_by_one ? n : (n + READ_TASKS - 1) / READ_TASKS;
-        parallel_rows(n, r->step, read_rows, r);
-        for (int32_t task = 0; !e && task < READ_TASKS; task++)
-            if ((e = r->error[task]))
-                *why = r->why[task];
-        if (!e)
-            m->t->ops->put(m->t, m->d + (size_t)first * k, r->to, (size_t)n * k * sizeof *host);
-    }
-    free(host), free(r);
-    return e;
-}
-
-/* d [n, k] of a linear, from the models as they lie on the device. */
-static void take_difference(struct measuring *m, int32_t i, const struct llama *base) {
+/* d [n, k] of a matrix: of a linear from the models as they lie on the device, of embedding and
+ * lm_head against the file, for which rows changed at all the device's weights may not know. */
+static err_t find_difference(struct measuring *m, int32_t i, const struct llama *base,
+                             struct llama_reader *fine, struct why *why) {
     const struct train_ops *op = m->t->ops;
-    size_t n = (size_t)m->s->matrix[i].n * (size_t)m->s->matrix[i].k;
-    op->load(m->t, &m->teacher->matrix[i], m->d);
-    op->load(m->t, &base->matrix[i], m->served);
-    op->axpy(m->t, n, -1, m->served, m->d);
+    const struct budget_matrix *x = &m->s->matrix[i];
+    const struct train_weights *of_base = &base->matrix[i];
+    err_t e = 0;
+    if (i < m->s->n_linears)
+        op->load(m->t, &m->teacher->matrix[i], m->d);
+    else
+        e = llama_read(fine, i, 0, x->n, x->k, m->d, why);
+    op->load(m->t, of_base, m->served);
+    op->axpy(m->t, (size_t)x->n * (size_t)x->k, -1, m->served, m->d);
+    return e;
 }
 
 /* What one plane leaves of d with each kind of scales. The scales are least-squares ones, so what
@@ -217,7 +170,7 @@ static err_t measure(struct measuring *m, int32_t i, bool vocab) {
 static err_t make_room(struct measuring *m, int32_t base_vocab) {
     const struct llama *teacher = m->teacher;
     struct sensitivity *s = m->s;
-    size_t largest = 0, longest = 0, linear = 0;
+    size_t largest = 0, longest = 0;
     s->n_matrices = teacher->n_matrices, s->n_linears = llama_embed(teacher);
     s->matrix = calloc((size_t)s->n_matrices, sizeof *s->matrix);
     s->root = calloc((size_t)s->n_matrices, sizeof *s->root);
@@ -236,7 +189,6 @@ static err_t make_room(struct measuring *m, int32_t base_vocab) {
         }
         size_t rows = (size_t)teacher->matrix[i].n, k = (size_t)x->k;
         largest = rows * k > largest ? rows * k : largest;
-        linear = i < s->n_linears ? largest : linear;
         longest = rows > longest ? rows : longest;
         longest = k > longest ? k : longest;
         m->fisher[i] = calloc(rows, sizeof *m->fisher[i]);
@@ -247,27 +199,25 @@ static err_t make_room(struct measuring *m, int32_t base_vocab) {
     err_t e = m->row && m->col ? 0 : E_NOMEM;
     e = e ? e : take(m->t, longest, &m->dots);
     e = e ? e : take(m->t, largest, &m->d);
-    e = e ? e : take(m->t, linear, &m->served);
+    e = e ? e : take(m->t, largest, &m->served);
     e = e ? e : take(m->t, 2 * longest, &m->logs);
     e = e ? e : take(m->t, longest * SENSITIVITY_ROOTS, &m->b);
     return e ? e : take(m->t, longest * SENSITIVITY_ROOTS, &m->a);
 }
 
 err_t sensitivity_open(struct sensitivity *s, const struct llama *base, const struct llama *teacher,
-                       struct llama_source base_files, struct llama_source fine_files,
-                       const struct corpus *own, int32_t rows, int32_t batches, struct progress *p,
-                       struct why *why) {
+                       struct llama_source fine_files, const struct corpus *own, int32_t rows,
+                       int32_t batches, struct progress *p, struct why *why) {
     *s = (struct sensitivity){0};
     struct measuring m = {.t = teacher->t, .teacher = teacher, .s = s};
-    err_t e = make_room(&m, base->config.shape.vocab);
+    struct llama_reader fine;
+    err_t e = llama_reader_open(&fine, teacher->t, fine_files, why);
+    e = e ? e : make_room(&m, base->config.shape.vocab);
     e = e ? e : find_gradients(&m, own, rows, batches, p, why);
     for (int32_t i = 0; !e && i < s->n_matrices; i++) {
         if (i == llama_head(teacher) && teacher->config.tied)
             continue; /* the embedding's */
-        if (i < s->n_linears)
-            take_difference(&m, i, base);
-        else
-            e = read_difference(&m, i, base_files, fine_files, why);
+        e = find_difference(&m, i, base, &fine, why);
         e = e ? e : measure(&m, i, i >= s->n_linears);
         if (p)
             progress_show(p, (uint64_t)i + 1, (uint64_t)s->n_matrices);
@@ -276,6 +226,7 @@ err_t sensitivity_open(struct sensitivity *s, const struct llama *base, const st
     float *device[] = {m.dots, m.d, m.served, m.logs, m.b, m.a};
     for (size_t i = 0; i < sizeof device / sizeof *device; i++)
         m.t->ops->give(m.t, device[i]);
+    llama_reader_close(&fine);
     for (int32_t i = 0; m.fisher && i < s->n_matrices; i++)
         free(m.fisher[i]);
     free(m.fisher), free(m.row), free(m.col);

@@ -21,14 +21,13 @@ struct sensitivity {
     int32_t n_matrices, n_linears;
 };
 
-/* base, teacher: both models with their dense weights, on one device; base_files, fine_files: the
- * same as they are stored, of which embedding and lm_head are read. own: text of the fine-tune; of
- * it `rows` tokens at a time, `batches` times. E_NOMEM, E_IO, E_FORMAT, E_DEVICE with a sentence.
- * Free with sensitivity_free, also after an error. p: NULL for none. */
+/* base, teacher: both models with their dense weights, on one device; fine_files: the fine-tune as
+ * it is stored, of which embedding and lm_head are read. own: text of the fine-tune; of it `rows`
+ * tokens at a time, `batches` times. E_NOMEM, E_IO, E_FORMAT, E_DEVICE with a sentence. Free with
+ * sensitivity_free, also after an error. p: NULL for none. */
 err_t sensitivity_open(struct sensitivity *s, const struct llama *base, const struct llama *teacher,
-                       struct llama_source base_files, struct llama_source fine_files,
-                       const struct corpus *own, int32_t rows, int32_t batches, struct progress *p,
-                       struct why *why);
+                       struct llama_source fine_files, const struct corpus *own, int32_t rows,
+                       int32_t batches, struct progress *p, struct why *why);
 void sensitivity_free(struct sensitivity *s);
 
 #endif

@@ -7,89 +7,71 @@
 #include <string.h>
 
 #include "compress/low_rank.h"
-#include "compress/parallel.h"
 
 enum {
     SCALE_ROUNDS = 8,
     SPLIT_ROUNDS = 2,
     JOINT_ROUNDS = 4,
     TURN_ROUNDS = 2,        /* of the scales of one plane, within one of those */
-    BLOCK_FLOATS = 1 << 23, /* read at a time from each checkpoint */
-    MAX_TASKS = 64,
+    BLOCK_FLOATS = 1 << 23, /* read at a time */
 };
 
 /* ---- reading -----------------------------------------------------------------------------------
  */
 
-/* A block of rows of both checkpoints; each task fills its rows and its sums. */
-struct block {
-    struct llama_source base, fine;
-    int32_t i_matrix, first, k, step;
-    float *d;      /* [rows, k] */
-    bool *changed; /* [rows] or NULL */
-    struct {
-        double base, change;
-        uint64_t zeros;
-        err_t error;
-        struct why why;
-    } task[MAX_TASKS];
-};
-
-static void read_rows(void *arg, int32_t first, int32_t end) {
-    struct block *b = arg;
-    size_t k = (size_t)b->k, n = (size_t)(end - first) * k;
-    int32_t task = first / b->step, at = b->first + first, rows = end - first;
-    float *base = malloc(n * sizeof *base), *d = b->d + (size_t)first * k;
-    err_t e = base ? 0 : why_set(&b->task[task].why, E_NOMEM, "not enough memory to read weights");
-    e = e ? e : b->base.rows(b->base.arg, b->i_matrix, at, rows, base, &b->task[task].why);
-    e = e ? e : b->fine.rows(b->fine.arg, b->i_matrix, at, rows, d, &b->task[task].why);
-    double size = 0, change = 0;
-    uint64_t zeros = 0;
-    for (int32_t r = 0; !e && r < rows; r++) {
-        uint64_t before = zeros;
-        for (size_t i = (size_t)r * k; i < (size_t)(r + 1) * k; i++) {
-            d[i] -= base[i];
-            size += (double)base[i] * (double)base[i];
-            change += (double)d[i] * (double)d[i];
-            zeros += d[i] == 0;
-        }
-        if (b->changed)
-            b->changed[first + r] = zeros - before != k;
+/* Sums over the rows of a matrix, as the device left them. */
+static err_t add_up(struct student_matrix *x, struct train *t, const float *base,
+                    const float *change, const int32_t *zeros, bool *changed) {
+    size_t n = (size_t)x->n, bytes = n * sizeof(float);
+    float *sum = malloc(2 * bytes);
+    int32_t *count = malloc(n * sizeof *count);
+    if (sum && count) {
+        t->ops->get(t, sum, base, bytes), t->ops->get(t, sum + n, change, bytes);
+        t->ops->get(t, count, zeros, n * sizeof *count);
+        x->base = x->change = 0, x->zeros = 0;
     }
-    b->task[task].base = size, b->task[task].change = change, b->task[task].zeros = zeros;
-    b->task[task].error = e;
-    free(base);
+    for (size_t r = 0; sum && count && r < n; r++) {
+        x->base += (double)sum[r], x->change += (double)sum[n + r];
+        x->zeros += (uint64_t)count[r];
+        if (changed)
+            changed[r] = count[r] != x->k;
+    }
+    bool done = sum && count;
+    free(sum), free(count);
+    return done ? 0 : E_NOMEM;
 }
 
 err_t student_survey(struct student *s, int32_t i, float *d, bool *changed, struct why *why) {
     struct student_matrix *x = &s->matrix[i];
-    struct llama_files base = {s->base_files, true}, fine = {s->fine, false};
+    struct train *t = s->t;
+    struct llama_files files = {s->fine, false};
+    struct llama_reader fine;
+    size_t k = (size_t)x->k, each = t->ops->weight_bytes;
     int32_t step = BLOCK_FLOATS / x->k > 0 ? BLOCK_FLOATS / x->k : 1;
-    float *host = malloc((size_t)step * (size_t)x->k * sizeof *host);
-    struct block *b = malloc(sizeof *b);
-    err_t e = host && b ? 0 : why_set(why, E_NOMEM, "not enough memory to read weights");
-    x->base = x->change = 0, x->zeros = 0;
-    for (int32_t at = 0; !e && at < x->n; at += step) {
-        int32_t rows = x->n - at < step ? x->n - at : step;
-        *b = (struct block){.i_matrix = i, .first = at, .k = x->k, .d = host};
-        b->base = llama_source_files(&base), b->fine = llama_source_files(&fine);
-        b->changed = changed ? changed + at : NULL;
-        b->step = b->fine.one_by_one ? rows : (rows + MAX_TASKS - 1) / MAX_TASKS;
-        parallel_rows(rows, b->step, read_rows, b);
-        for (int32_t task = 0; task < MAX_TASKS; task++) { /* in order: always the same sums */
-            x->base += b->task[task].base, x->change += b->task[task].change;
-            x->zeros += b->task[task].zeros;
-            if (!e && b->task[task].error) {
-                e = b->task[task].error;
-                *why = b->task[task].why;
-            }
-        }
-        if (!e && d)
-            s->t->ops->put(s->t, d + (size_t)at * (size_t)x->k, host,
-                           (size_t)rows * (size_t)x->k * sizeof *host);
+    float *base = NULL, *sums = NULL; /* device [step, k], [3, n] */
+    err_t e = llama_reader_open(&fine, t, llama_source_files(&files), why);
+    e = e ? e : t->ops->take(t, (size_t)step * k * sizeof *base, (void **)&base);
+    e = e ? e : t->ops->take(t, 3 * (size_t)x->n * sizeof *sums, (void **)&sums);
+    float *changes = sums ? sums + x->n : NULL;
+    int32_t *zeros = (int32_t *)(void *)(sums ? sums + 2 * (size_t)x->n : NULL);
+    for (int32_t at = 0, rows; !e && at < x->n; at += rows) {
+        rows = x->n - at < step ? x->n - at : step;
+        char *from = (char *)s->base->matrix[i].w + (size_t)at * k * each;
+        struct train_weights part = {from, rows, x->k};
+        float *to = d + (size_t)at * k;
+        e = llama_read(&fine, i, at, rows, x->k, to, why);
+        if (e)
+            break;
+        t->ops->load(t, &part, base);
+        t->ops->axpy(t, (size_t)rows * k, -1, base, to);
+        t->ops->row_dots(t, rows, x->k, base, base, sums + at);
+        t->ops->row_dots(t, rows, x->k, to, to, changes + at);
+        t->ops->row_zeros(t, rows, x->k, to, zeros + at);
     }
-    free(host), free(b);
-    return e;
+    e = e ? e : add_up(x, t, sums, changes, zeros, changed);
+    t->ops->give(t, base), t->ops->give(t, sums);
+    llama_reader_close(&fine);
+    return e == E_NOMEM ? why_set(why, e, "There is not enough memory to read weights.") : e;
 }
 
 err_t student_difference(struct student *s, int32_t i, float *d, struct why *why) {
@@ -99,23 +81,19 @@ err_t student_difference(struct student *s, int32_t i, float *d, struct why *why
 err_t student_put_exact_rows(struct student *s, int32_t i, struct why *why) {
     const struct student_matrix *x = &s->matrix[i];
     struct llama_files files = {s->fine, false};
-    struct llama_source from = llama_source_files(&files);
+    struct llama_reader fine;
     size_t k = (size_t)x->k, bytes = s->t->ops->weight_bytes;
-    int32_t step = BLOCK_FLOATS / x->k > 0 ? BLOCK_FLOATS / x->k : 1;
-    float *host = malloc((size_t)step * k * sizeof *host);
-    err_t e = host ? 0 : why_set(why, E_NOMEM, "not enough memory to read weights");
+    err_t e = llama_reader_open(&fine, s->t, llama_source_files(&files), why);
     for (int32_t at = 0, n; !e && at < x->n_rows; at += n) { /* runs of neighbours */
-        for (n = 1; n < step && at + n < x->n_rows && x->row_id[at + n] == x->row_id[at] + n; n++)
+        for (n = 1; at + n < x->n_rows && x->row_id[at + n] == x->row_id[at] + n; n++)
             ;
         struct train_weights part = {(char *)x->ground.w + (size_t)x->row_id[at] * k * bytes, n,
                                      x->k};
-        e = from.rows(from.arg, i, x->row_id[at], n, host, why);
-        if (e)
-            break;
-        s->t->ops->put(s->t, s->work, host, (size_t)n * k * sizeof *host);
-        s->t->ops->store(s->t, s->work, &part);
+        e = llama_read(&fine, i, x->row_id[at], n, x->k, s->work, why);
+        if (!e)
+            s->t->ops->store(s->t, s->work, &part);
     }
-    free(host);
+    llama_reader_close(&fine);
     return e;
 }
 

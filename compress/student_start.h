@@ -4,7 +4,7 @@
 
 #include "compress/student.h"
 
-/* d (device [N, K], or NULL) = fine-tune - base as served. changed [N] (or NULL): whether a row
+/* d (device [N, K]) = fine-tune - base as served. changed [N] (or NULL): whether a row
  * differs at all. Writes the matrix's base, change and zeros. */
 err_t student_survey(struct student *s, int32_t i_matrix, float *d, bool *changed, struct why *why);
 /* The ground's exact rows, from the fine-tune. Uses the work room. */

@@ -442,22 +442,53 @@ err_t checkpoint_read_f16(const struct checkpoint *c, const char *name, uint16_t
     return e;
 }
 
+/* A tensor with elements up to `end`. */
+static err_t find_long(const struct checkpoint *c, const char *name, uint64_t end,
+                       const struct st_tensor **t, const struct st_file **f, struct why *why) {
+    *t = checkpoint_find(c, name, f);
+    if (!*t)
+        return why_set(why, E_FORMAT, "%s: tensor %s is missing", c->dir, name);
+    if (end > (*t)->bytes / st_dtype_bytes((*t)->dtype))
+        return why_set(why, E_INTERNAL, "%s: tensor %s has no elements up to %llu", (*f)->label,
+                       name, (unsigned long long)end);
+    return E_OK;
+}
+
+err_t checkpoint_read_half_rows(const struct checkpoint *c, const char *name, uint16_t *dst,
+                                uint64_t first, size_t n, struct why *why) {
+    const struct st_file *f;
+    const struct st_tensor *t;
+    err_t e = find_long(c, name, first + n, &t, &f, why);
+    if (!e && (c->overlay.read || (t->dtype != ST_F16 && t->dtype != ST_BF16)))
+        e = why_set(why, E_INTERNAL, "%s: tensor %s is not in half precision", c->dir, name);
+    e = e ? e : st_read_part(f, t, first * sizeof *dst, dst, n * sizeof *dst, why);
+    if (e)
+        return e;
+    uint16_t exponent = t->dtype == ST_F16 ? 0x7c00 : 0x7f80, bad = 0;
+    for (size_t i = 0; i < n; i++)
+        bad |= (dst[i] & exponent) == exponent;
+    for (size_t i = 0; bad && i < n; i++)
+        if ((dst[i] & exponent) == exponent) {
+            float x = 0;
+            st_to_f32(t->dtype, &dst[i], &x, 1);
+            return refuse_element(f, name, (size_t)first + i, x, why);
+        }
+    return E_OK;
+}
+
 err_t checkpoint_read_f32_rows(const struct checkpoint *c, const char *name, float *dst,
                                uint64_t first, size_t n, struct why *why) {
     if (c->overlay.read)
         return c->overlay.read(c->overlay.arg, name, dst, first, n, why);
     const struct st_file *f;
-    const struct st_tensor *t = checkpoint_find(c, name, &f);
-    if (!t)
-        return why_set(why, E_FORMAT, "%s: tensor %s is missing", c->dir, name);
+    const struct st_tensor *t;
+    err_t e = find_long(c, name, first + n, &t, &f, why);
+    if (e)
+        return e;
     size_t size = st_dtype_bytes(t->dtype);
-    if (first + n > t->bytes / size)
-        return why_set(why, E_INTERNAL, "%s: tensor %s has no elements up to %llu", f->label, name,
-                       (unsigned long long)(first + n));
     void *raw = malloc(CHUNK_ELEMENTS * size);
     if (!raw)
         return why_set(why, E_NOMEM, "%s: not enough memory to read tensor %s", f->label, name);
-    err_t e = E_OK;
     for (size_t at = 0; !e && at < n; at += CHUNK_ELEMENTS) {
         size_t m = n - at < CHUNK_ELEMENTS ? n - at : CHUNK_ELEMENTS;
         e = st_read_part(f, t, (first + at) * size, raw, m * size, why);

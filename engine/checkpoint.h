@@ -88,6 +88,10 @@ err_t checkpoint_read_f32(const struct checkpoint *c, const char *name, float *d
 err_t checkpoint_read_f32_rows(const struct checkpoint *c, const char *name, float *dst,
                                uint64_t first, size_t n, struct why *why);
 
+/* The same as they are stored, of a tensor in F16 or BF16 without an overlay. */
+err_t checkpoint_read_half_rows(const struct checkpoint *c, const char *name, uint16_t *dst,
+                                uint64_t first, size_t n, struct why *why);
+
 /* Names of the parts: "model.layers.%d.self_attn.q_proj" and so on, without ".weight". */
 void part_name(char *out, size_t n, int32_t layer, enum part p);
 /* Name of norm i of 2L + 1: attention and FFN norm of each layer in turn, then the final norm. */

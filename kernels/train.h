@@ -36,6 +36,12 @@ struct train_weights {
     int32_t n, k;
 };
 
+/* Numbers as checkpoints store them. */
+enum train_number { TRAIN_F32, TRAIN_F16, TRAIN_BF16 };
+static inline size_t train_number_bytes(enum train_number type) {
+    return type == TRAIN_F32 ? 4 : 2;
+}
+
 /* Element (i, j) of a FP32 device matrix is at p[i * row + j * col]. */
 struct train_mat {
     const float *p;
@@ -118,7 +124,10 @@ struct train_ops {
     /* Waits for all that was asked for. E_DEVICE with a sentence; sticky. */
     err_t (*settle)(struct train *t, struct why *why);
 
-    /* ---- dense weights */
+    /* ---- dense weights. widen: x [n] = from [n], device; served: rounded to FP16, as the server
+     * has a base. */
+    void (*widen)(struct train *t, enum train_number type, bool served, size_t n, const void *from,
+                  float *x);
     void (*store)(struct train *t, const float *x, struct train_weights *w); /* w = x [n, k] */
     void (*load)(struct train *t, const struct train_weights *w, float *x);  /* x = w */
     /* out = base + planes + b a over the delta's n rows (base may have more: they are copied);
@@ -233,6 +242,8 @@ struct train_ops {
     /* out [n] = sum over k of a b, rows of [n, k]. */
     void (*row_dots)(struct train *t, int32_t n, int32_t k, const float *a, const float *b,
                      float *out);
+    /* out [n] = how many of a row of x [n, k] are 0. */
+    void (*row_zeros)(struct train *t, int32_t n, int32_t k, const float *x, int32_t *out);
     void (*times)(struct train *t, size_t n, const float *y, float *x); /* x *= y */
 };
 

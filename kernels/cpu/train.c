@@ -95,6 +95,29 @@ static void load(struct train *t, const struct train_weights *w, float *x) {
     memcpy(x, w->w, bytes_of(w));
 }
 
+enum { WIDEN_TASK = 32768 };
+struct widen_job {
+    const struct train_isa *isa;
+    enum train_number type;
+    bool served;
+    size_t n;
+    const char *from;
+    float *x;
+};
+
+static void widen_task(void *arg, int32_t task, int32_t thread) {
+    (void)thread;
+    const struct widen_job *j = arg;
+    size_t at = (size_t)task * WIDEN_TASK, n = j->n - at < WIDEN_TASK ? j->n - at : WIDEN_TASK;
+    j->isa->widen(j->type, j->served, n, j->from + at * train_number_bytes(j->type), j->x + at);
+}
+
+static void widen(struct train *t, enum train_number type, bool served, size_t n, const void *from,
+                  float *x) {
+    struct widen_job j = {train_cpu(t)->isa, type, served, n, from, x};
+    pool_run(train_cpu(t)->pool, widen_task, &j, train_tasks(n, WIDEN_TASK));
+}
+
 static void factor(struct train *t, int32_t n, float *a, size_t ld, float damp, float *inverse) {
     (void)t;
     closed_cpu_factor(n, a, ld, damp, inverse);
@@ -108,6 +131,10 @@ static void feedback(struct train *t, const struct train_delta *x, int32_t first
 static void row_dots(struct train *t, int32_t n, int32_t k, const float *a, const float *b,
                      float *out) {
     closed_cpu_row_dots(train_cpu(t)->pool, n, k, a, b, out);
+}
+
+static void row_zeros(struct train *t, int32_t n, int32_t k, const float *x, int32_t *out) {
+    closed_cpu_row_zeros(train_cpu(t)->pool, n, k, x, out);
 }
 
 static void times(struct train *t, size_t n, const float *y, float *x) {
@@ -127,6 +154,7 @@ static const struct train_ops ops = {
     .zero = zero,
     .memory_free = memory_free,
     .settle = settle,
+    .widen = widen,
     .store = store,
     .load = load,
     .merge = train_cpu_merge,
@@ -161,6 +189,7 @@ static const struct train_ops ops = {
     .factor = factor,
     .feedback = feedback,
     .row_dots = row_dots,
+    .row_zeros = row_zeros,
     .times = times,
 };
 

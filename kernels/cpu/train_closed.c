@@ -115,6 +115,30 @@ void closed_cpu_row_dots(struct pool *pool, int32_t n, int32_t k, const float *a
     pool_run(pool, row_dots_task, &r, (n + BLOCK_ROWS - 1) / BLOCK_ROWS);
 }
 
+struct zeros {
+    int32_t n, k;
+    const float *x;
+    int32_t *out;
+};
+
+static void row_zeros_task(void *arg, int32_t item, int32_t thread) {
+    (void)thread;
+    const struct zeros *z = arg;
+    int32_t end = (item + 1) * BLOCK_ROWS < z->n ? (item + 1) * BLOCK_ROWS : z->n;
+    for (int32_t n = item * BLOCK_ROWS; n < end; n++) {
+        const float *x = z->x + (size_t)n * (size_t)z->k;
+        int32_t count = 0;
+        for (int32_t k = 0; k < z->k; k++)
+            count += x[k] == 0;
+        z->out[n] = count;
+    }
+}
+
+void closed_cpu_row_zeros(struct pool *pool, int32_t n, int32_t k, const float *x, int32_t *out) {
+    struct zeros z = {n, k, x, out};
+    pool_run(pool, row_zeros_task, &z, (n + BLOCK_ROWS - 1) / BLOCK_ROWS);
+}
+
 struct product {
     size_t n;
     const float *y;

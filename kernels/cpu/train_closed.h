@@ -11,6 +11,7 @@ void closed_cpu_feedback(struct pool *pool, const struct train_delta *x, int32_t
                          float *const *value);
 void closed_cpu_row_dots(struct pool *pool, int32_t n, int32_t k, const float *a, const float *b,
                          float *out);
+void closed_cpu_row_zeros(struct pool *pool, int32_t n, int32_t k, const float *x, int32_t *out);
 void closed_cpu_times(struct pool *pool, size_t n, const float *y, float *x);
 
 #endif

@@ -69,6 +69,8 @@ struct train_isa {
     /* x -= grad * step * col_step */
     void (*plane_move)(int32_t k, float step, const float *col_step, const float *grad,
                        uint16_t *x);
+    /* train_ops.widen */
+    void (*widen)(enum train_number type, bool served, size_t n, const void *from, float *x);
     /* x = d / (row * col), within +-cap; 0 where a scale is 0. */
     void (*plane_start)(int32_t k, float row, const float *col, const float *d, float cap,
                         uint16_t *x);

@@ -12,10 +12,10 @@
         .name = title, .runs_here = runs_here, .mr = TILE_MR, .nr = TILE_NR, .pack = pack,         \
         .tile = tile, .norm = norm, .norm_back = norm_back, .swiglu = swiglu,                      \
         .swiglu_back = swiglu_back, .axpy = axpy, .softmax = softmax,                              \
-        .softmax_back = softmax_back, .decode = decode, .distil = distil, .largest = largest,      \
-        .weigh = weigh, .adam = adam, .plane_add = plane_add, .plane_grad = plane_grad,            \
-        .plane_square = plane_square, .plane_move = plane_move, .plane_start = plane_start,        \
-        .size_row = size_row, .size_cols = size_cols,                                              \
+        .softmax_back = softmax_back, .decode = decode, .widen = widen, .distil = distil,          \
+        .largest = largest, .weigh = weigh, .adam = adam, .plane_add = plane_add,                  \
+        .plane_grad = plane_grad, .plane_square = plane_square, .plane_move = plane_move,          \
+        .plane_start = plane_start, .size_row = size_row, .size_cols = size_cols,                  \
     }
 
 #endif

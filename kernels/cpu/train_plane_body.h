@@ -49,6 +49,24 @@ INLINE void leave_half(uint16_t *p, int32_t i, int32_t n, struct lanes a) {
 #endif
     memcpy(p + i, part, (size_t)(n - i < LANES ? n - i : LANES) * sizeof *p);
 }
+static void widen(enum train_number type, bool served, size_t n, const void *from, float *x) {
+    const uint16_t *half = from;
+    int32_t end = (int32_t)n;
+    if (type == TRAIN_F32)
+        memcpy(x, from, n * sizeof *x);
+    for (size_t i = 0; type == TRAIN_BF16 && i < n; i++) {
+        uint32_t bits = (uint32_t)half[i] << 16;
+        memcpy(&x[i], &bits, sizeof bits);
+    }
+    for (int32_t i = 0; type == TRAIN_F16 && i < end; i += LANES)
+        leave(x, (size_t)i, n, next_half(half, i, end));
+    for (int32_t i = 0; served && type != TRAIN_F16 && i < end; i += LANES) {
+        uint16_t part[LANES];
+        leave_half(part, 0, LANES, next(x, (size_t)i, n));
+        leave(x, (size_t)i, n, lanes_half(part));
+    }
+}
+
 /* a with the signs of b */
 INLINE struct lanes signed_by(struct lanes a, struct lanes b) {
     EACH a.v[i_] = (fvec)((ivec)a.v[i_] ^ ((ivec)b.v[i_] & INT32_MIN));

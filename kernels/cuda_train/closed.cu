@@ -120,6 +120,16 @@ static __global__ void row_dots_kernel(int32_t k, const float *a, const float *b
         out[blockIdx.x] = (float)sum;
 }
 
+static __global__ void row_zeros_kernel(int32_t k, const float *x, int32_t *out) {
+    const float *row = x + (size_t)blockIdx.x * k;
+    int32_t count = 0;
+    for (int32_t i = (int32_t)threadIdx.x; i < k; i += THREADS)
+        count += row[i] == 0;
+    count = block_sum(count);
+    if (threadIdx.x == 0)
+        out[blockIdx.x] = count;
+}
+
 static __global__ void times_kernel(size_t n, const float *y, float *x) {
     size_t i = (size_t)blockIdx.x * THREADS + threadIdx.x;
     if (i < n)
@@ -159,6 +169,14 @@ void cuda_train_row_dots(struct train *t, int32_t n, int32_t k, const float *a, 
         return;
     row_dots_kernel<<<(unsigned)n, THREADS, 0, c->stream>>>(k, a, b, out);
     cuda_train_launched(c, "row_dots");
+}
+
+void cuda_train_row_zeros(struct train *t, int32_t n, int32_t k, const float *x, int32_t *out) {
+    struct cuda_train *c = cuda_train_of(t);
+    if (c->error || !n)
+        return;
+    row_zeros_kernel<<<(unsigned)n, THREADS, 0, c->stream>>>(k, x, out);
+    cuda_train_launched(c, "row_zeros");
 }
 
 void cuda_train_times(struct train *t, size_t n, const float *y, float *x) {

@@ -99,6 +99,8 @@ void cuda_train_zero(struct train *t, void *device, size_t bytes);
 size_t cuda_train_memory_free(const struct train *t);
 err_t cuda_train_settle(struct train *t, struct why *why);
 
+void cuda_train_widen(struct train *t, enum train_number type, bool served, size_t n,
+                      const void *from, float *x);
 void cuda_train_store(struct train *t, const float *x, struct train_weights *w);
 void cuda_train_load(struct train *t, const struct train_weights *w, float *x);
 void cuda_train_merge(struct train *t, const struct train_weights *base,
@@ -167,6 +169,7 @@ void cuda_train_feedback(struct train *t, const struct train_delta *x, int32_t f
                          const float *l, const float *pushed, float *d, float *const *value);
 void cuda_train_row_dots(struct train *t, int32_t n, int32_t k, const float *a, const float *b,
                          float *out);
+void cuda_train_row_zeros(struct train *t, int32_t n, int32_t k, const float *x, int32_t *out);
 void cuda_train_times(struct train *t, size_t n, const float *y, float *x);
 
 #endif

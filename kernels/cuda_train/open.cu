@@ -65,6 +65,7 @@ static const struct train_ops *ops(void) {
     o.zero = cuda_train_zero;
     o.memory_free = cuda_train_memory_free;
     o.settle = cuda_train_settle;
+    o.widen = cuda_train_widen;
     o.store = cuda_train_store;
     o.load = cuda_train_load;
     o.merge = cuda_train_merge;
@@ -99,6 +100,7 @@ static const struct train_ops *ops(void) {
     o.factor = cuda_train_factor;
     o.feedback = cuda_train_feedback;
     o.row_dots = cuda_train_row_dots;
+    o.row_zeros = cuda_train_row_zeros;
     o.times = cuda_train_times;
     return &o;
 }

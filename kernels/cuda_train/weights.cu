@@ -18,6 +18,27 @@ __global__ void load_kernel(const __half *w, size_t n, float *x) {
         x[i] = __half2float(w[i]);
 }
 
+__global__ void widen_kernel(enum train_number type, bool served, size_t n, const void *from,
+                             float *x) {
+    size_t i = (size_t)blockIdx.x * THREADS + threadIdx.x;
+    if (i >= n)
+        return;
+    float value = type == TRAIN_F32 ? ((const float *)from)[i]
+                  : type == TRAIN_F16
+                      ? __half2float(((const __half *)from)[i])
+                      : __uint_as_float((uint32_t)((const uint16_t *)from)[i] << 16);
+    x[i] = served ? __half2float(__float2half_rn(value)) : value;
+}
+
+void cuda_train_widen(struct train *t, enum train_number type, bool served, size_t n,
+                      const void *from, float *x) {
+    struct cuda_train *c = cuda_train_of(t);
+    if (c->error || !n)
+        return;
+    widen_kernel<<<blocks_of(n, THREADS), THREADS, 0, c->stream>>>(type, served, n, from, x);
+    cuda_train_launched(c, "widen");
+}
+
 void cuda_train_store(struct train *t, const float *x, struct train_weights *w) {
     struct cuda_train *c = cuda_train_of(t);
     size_t n = (size_t)w->n * (size_t)w->k;

@@ -353,6 +353,7 @@ void train_check_draw(struct train *t);
 void train_check_distil(struct train *t);
 void train_check_adam(struct train *t);
 void train_check_merge(struct train *t);
+void train_check_widen(struct train *t);
 void train_check_signs(struct train *t);
 void train_check_scales(struct train *t);
 
@@ -368,6 +369,7 @@ const struct train_check train_checks[] = {
     {"distil", train_check_distil},
     {"adam", train_check_adam},
     {"merge", train_check_merge},
+    {"widen", train_check_widen},
     {"signs", train_check_signs},
     {"scales", train_check_scales},
     {NULL, NULL},

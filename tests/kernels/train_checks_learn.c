@@ -7,6 +7,7 @@ void train_check_draw(struct train *t);
 void train_check_distil(struct train *t);
 void train_check_adam(struct train *t);
 void train_check_merge(struct train *t);
+void train_check_widen(struct train *t);
 void train_check_signs(struct train *t);
 void train_check_scales(struct train *t);
 
@@ -94,6 +95,47 @@ static void run_distil(struct train *t, int32_t rows, int32_t n, bool in_place) 
                    &none);
     CHECK_EQ(none.n_targets, 0);
     CHECK_NEAR(none.kl, want.kl, 1e-4, 1e-5);
+}
+
+/* Numbers as files have them, of all magnitudes that FP16 and BF16 share and of those they do not.
+ */
+void train_check_widen(struct train *t) {
+    enum { N = 5003, K = 61, ROWS = N / K };
+    static const enum train_number types[] = {TRAIN_F32, TRAIN_F16, TRAIN_BF16};
+    unsigned seed = 5;
+    for (int i = 0; i < 6; i++) {
+        enum train_number type = types[i % 3];
+        bool served = i >= 3;
+        float *x = made(N, 1, &seed), want[N];
+        uint16_t half[N];
+        for (int32_t l = 0; l < N; l++) {
+            x[l] = l % 5 ? ldexpf(x[l], l % 24 - 20) : 0;
+            uint32_t bits;
+            memcpy(&bits, &x[l], sizeof bits);
+            half[l] = type == TRAIN_F16 ? half_from_float(x[l]) : (uint16_t)(bits >> 16);
+            bits = (uint32_t)half[l] << 16;
+            want[l] = x[l];
+            if (type == TRAIN_F16)
+                want[l] = half_to_float(half[l]);
+            else if (type == TRAIN_BF16)
+                memcpy(&want[l], &bits, sizeof bits);
+            want[l] = served ? half_to_float(half_from_float(want[l])) : want[l];
+        }
+        const void *from = type == TRAIN_F32 ? (const void *)x : half;
+        float *out = up_floats(t, NULL, N), *got;
+        t->ops->widen(t, type, served, N, up(t, from, N * train_number_bytes(type)), out);
+        got = down(t, out, N);
+        CHECK(memcmp(got, want, sizeof want) == 0);
+        int32_t none[ROWS] = {0}, *zeros = up(t, none, sizeof none);
+        t->ops->row_zeros(t, ROWS, K, out, zeros);
+        t->ops->get(t, none, zeros, sizeof none);
+        for (int32_t r = 0; r < ROWS; r++) {
+            int32_t count = 0;
+            for (int32_t k = 0; k < K; k++)
+                count += want[r * K + k] == 0;
+            CHECK_EQ(none[r], count);
+        }
+    }
 }
 
 void train_check_distil(struct train *t) {

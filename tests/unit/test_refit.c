@@ -74,8 +74,8 @@ static double kl_of(struct pair *p, const struct llama *m) {
 
 static void measure(struct pair *p, struct sensitivity *s) {
     struct why why = {""};
-    CHECK_OK(sensitivity_open(s, &p->base, &p->fine, llama_source_files(&p->base_from),
-                              llama_source_files(&p->fine_from), &p->text.text, 64, 80, NULL, &why),
+    CHECK_OK(sensitivity_open(s, &p->base, &p->fine, llama_source_files(&p->fine_from),
+                              &p->text.text, 64, 80, NULL, &why),
              why);
 }
 
