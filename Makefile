@@ -39,7 +39,7 @@ CUDA_OBJ := $(call obj,$(wildcard kernels/cuda/*.cu) kernels/kernels.c config/er
 
 .PHONY: help all deps demo test test-page test-quickstart accept bench bench-http test-gpu bench-gpu fuzz fuzz-objects format format-check layers limits docs man install clean
 help: ## this list
-	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 14
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 17
 all: deps ## install what is missing (apt), build the programs
 	@$(MAKE) --no-print-directory -j$(JOBS) programs
 deps: ## install the build dependencies (Debian 12, Ubuntu 24.04)
@@ -49,7 +49,7 @@ demo: all ## serve the shipped base and tenants, print one completion of each (D
 	@sh demo/run.sh $(O)
 test: all ## build and run every test
 	@$(MAKE) --no-print-directory -j$(JOBS) $(O)/test
-	@$(O)/test
+	@$(O)/test -j$(JOBS)
 test-page: programs ## drive the playground in headless Chromium (installed with apt where it is missing)
 	@sh tests/page/run.sh $(O)
 test-quickstart: programs ## do what docs/quickstart.md says and compare

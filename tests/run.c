@@ -1,9 +1,12 @@
 /* Runs the registered tests, each in a process of its own; prints one line per test that did not
- * pass and the closing count. `build/test [NAME-PART ...]` runs those whose name holds a part. */
+ * pass, what a failed one printed, and the closing count. `build/test [-jN] [NAME-PART ...]` runs
+ * those whose name or file holds a part, N of them at a time, and tells of all. */
+#include <fcntl.h>
 #include <ftw.h>
 #include <math.h>
 #include <signal.h>
 #include <stdarg.h>
+#include <stdbool.h>
 #include <sys/stat.h>
 #include <sys/wait.h>
 #include <unistd.h>
@@ -12,10 +15,27 @@
 #include "config/log.h"
 #include "tests/check.h"
 
-enum { EXIT_FAILED = 1, EXIT_SKIPPED = 77 };
+enum { EXIT_FAILED = 1, EXIT_SKIPPED = 77, MAX_JOBS = 16 };
+
+/* A process that runs a test. */
+struct job {
+    const struct test *test; /* NULL: none */
+    pid_t pid;
+    int64_t start_us;
+};
 
 static struct test *tests;
-static char reason_path[64], tmp_path[64];
+static struct job jobs[MAX_JOBS];
+static int n_jobs = 1, n_passed, n_failed, n_skipped;
+static bool tell_all;
+/* Of the job at hand; in a test's process, its own. */
+static char tmp_path[48], reason_path[64], output_path[64];
+
+static void set_paths(int job) {
+    snprintf(tmp_path, sizeof tmp_path, "/tmp/bitdelta-test-%d-%d", getpid(), job);
+    snprintf(reason_path, sizeof reason_path, "%s.reason", tmp_path);
+    snprintf(output_path, sizeof output_path, "%s.output", tmp_path);
+}
 
 void test_register(struct test *t) {
     struct test **at = &tests; /* by file, then name: a stable order whatever the link order */
@@ -26,10 +46,10 @@ void test_register(struct test *t) {
     *at = t;
 }
 
-static void leave(int code, const char *format, va_list args) {
+static _Noreturn void leave(int code, const char *text) {
     FILE *f = fopen(reason_path, "w");
     if (f) {
-        vfprintf(f, format, args);
+        fputs(text, f);
         fclose(f);
     }
     _exit(code);
@@ -42,19 +62,16 @@ void test_fail(const char *file, int line, const char *format, ...) {
     va_start(args, format);
     vsnprintf(text + n, sizeof text - (size_t)n, format, args);
     va_end(args);
-    FILE *f = fopen(reason_path, "w");
-    if (f) {
-        fputs(text, f);
-        fclose(f);
-    }
-    _exit(EXIT_FAILED);
+    leave(EXIT_FAILED, text);
 }
 
 void test_skip(const char *format, ...) {
+    char text[2048];
     va_list args;
     va_start(args, format);
-    leave(EXIT_SKIPPED, format, args);
-    _exit(EXIT_SKIPPED);
+    vsnprintf(text, sizeof text, format, args);
+    va_end(args);
+    leave(EXIT_SKIPPED, text);
 }
 
 const char *test_models(void) {
@@ -100,76 +117,99 @@ static int remove_entry(const char *path, const struct stat *s, int flag, struct
     return remove(path);
 }
 
-static int run_one(const struct test *t, char *reason, size_t cap) {
-    unlink(reason_path);
-    fflush(NULL);
-    pid_t pid = fork();
-    if (pid == 0) {
-        setpgid(0, 0); /* so that what the test starts ends with it */
-        signal(SIGPIPE, SIG_IGN);
-        log_set_level(LOG_LEVEL_ERROR); /* a test that wants more sets it itself */
-        alarm((unsigned)t->limit_s);
-        t->run();
-        exit(0); /* not _exit: leak checkers report at exit */
-    }
-    setpgid(pid, pid);
-    int status = 0;
-    waitpid(pid, &status, 0);
-    kill(-pid, SIGKILL);
-    nftw(tmp_path, remove_entry, 16, FTW_DEPTH | FTW_PHYS);
-    snprintf(reason, cap, "%s", "");
-    FILE *f = fopen(reason_path, "r");
-    if (f) {
-        size_t n = fread(reason, 1, cap - 1, f);
-        reason[n] = 0;
+/* What a file holds, up to n - 1 bytes; the file goes. */
+static void take_file(const char *path, char *text, size_t n) {
+    FILE *f = fopen(path, "r");
+    text[f ? fread(text, 1, n - 1, f) : 0] = 0;
+    if (f)
         fclose(f);
-    }
-    if (WIFSIGNALED(status)) {
-        if (WTERMSIG(status) == SIGALRM)
-            snprintf(reason, cap, "took more than %d s", t->limit_s);
-        else
-            snprintf(reason, cap, "killed by signal %d (%s)", WTERMSIG(status),
-                     strsignal(WTERMSIG(status)));
-        return EXIT_FAILED;
-    }
-    int code = WEXITSTATUS(status);
-    if (code && code != EXIT_SKIPPED && !reason[0])
-        snprintf(reason, cap, "exit status %d (see the output above)", code);
-    return code;
+    unlink(path);
 }
 
-static int wanted(const struct test *t, int argc, char **argv) {
-    for (int i = 1; i < argc; i++)
-        if (strstr(t->name, argv[i]) || strstr(t->file, argv[i]))
-            return 1;
-    return argc < 2;
+static void start(struct job *j, const struct test *t) {
+    set_paths((int)(j - jobs));
+    fflush(NULL);
+    *j = (struct job){.test = t, .start_us = mono_us(), .pid = fork()};
+    if (j->pid != 0) {
+        setpgid(j->pid, j->pid);
+        return;
+    }
+    setpgid(0, 0); /* so that what the test starts ends with it */
+    int output = open(output_path, O_WRONLY | O_CREAT | O_TRUNC | O_APPEND | O_CLOEXEC, 0600);
+    dup2(output, STDOUT_FILENO);
+    dup2(output, STDERR_FILENO);
+    signal(SIGPIPE, SIG_IGN);
+    log_set_level(LOG_LEVEL_ERROR); /* a test that wants more sets it itself */
+    alarm((unsigned)(t->limit_s * n_jobs));
+    t->run();
+    exit(0); /* not _exit: leak checkers report at exit */
+}
+
+/* Counts a job that ended, and tells of it. */
+static void finish(struct job *j, int status) {
+    static char reason[2048], output[1 << 16];
+    const struct test *t = j->test;
+    double s = (double)(mono_us() - j->start_us) / 1e6;
+    kill(-j->pid, SIGKILL);
+    set_paths((int)(j - jobs));
+    nftw(tmp_path, remove_entry, 16, FTW_DEPTH | FTW_PHYS);
+    take_file(reason_path, reason, sizeof reason);
+    take_file(output_path, output, sizeof output);
+    int code = WIFSIGNALED(status) ? EXIT_FAILED : WEXITSTATUS(status);
+    if (WIFSIGNALED(status) && WTERMSIG(status) == SIGALRM)
+        snprintf(reason, sizeof reason, "took more than %d s", t->limit_s * n_jobs);
+    else if (WIFSIGNALED(status))
+        snprintf(reason, sizeof reason, "killed by signal %d (%s)", WTERMSIG(status),
+                 strsignal(WTERMSIG(status)));
+    else if (code && !reason[0])
+        snprintf(reason, sizeof reason, "exit status %d", code);
+    if (code == 0 && (tell_all || s > 5))
+        printf("pass  %s (%.1f s)\n", t->name, s);
+    else if (code)
+        printf("%s  %s: %s\n", code == EXIT_SKIPPED ? "skip" : "FAIL", t->name, reason);
+    if (tell_all || (code && code != EXIT_SKIPPED))
+        fputs(output, stdout);
+    *(code == 0 ? &n_passed : code == EXIT_SKIPPED ? &n_skipped : &n_failed) += 1;
+    fflush(stdout);
+    j->test = NULL;
+}
+
+/* Waits until any job has ended; false: none runs. */
+static bool wait_for_one(void) {
+    int status;
+    pid_t pid = waitpid(-1, &status, 0);
+    for (int i = 0; i < n_jobs && pid > 0; i++)
+        if (jobs[i].test && jobs[i].pid == pid)
+            finish(&jobs[i], status);
+    return pid > 0;
+}
+
+static struct job *free_job(void) {
+    for (;; wait_for_one())
+        for (int i = 0; i < n_jobs; i++)
+            if (!jobs[i].test)
+                return &jobs[i];
+}
+
+static bool wanted(const struct test *t, int n, char **part) {
+    for (int i = 0; i < n; i++)
+        if (strstr(t->name, part[i]) || strstr(t->file, part[i]))
+            return true;
+    return n == 0;
 }
 
 int main(int argc, char **argv) {
-    snprintf(reason_path, sizeof reason_path, "/tmp/bitdelta-test-%d.reason", getpid());
-    snprintf(tmp_path, sizeof tmp_path, "/tmp/bitdelta-test-%d", getpid());
-    int passed = 0, failed = 0, skipped = 0;
-    for (const struct test *t = tests; t; t = t->next) {
-        if (!wanted(t, argc, argv))
-            continue;
-        char reason[2048];
-        int64_t start = mono_us();
-        int code = run_one(t, reason, sizeof reason);
-        double s = (double)(mono_us() - start) / 1e6;
-        if (code == 0) {
-            passed++;
-            if (argc > 1 || s > 5)
-                printf("pass  %s (%.1f s)\n", t->name, s);
-        } else if (code == EXIT_SKIPPED) {
-            skipped++;
-            printf("skip  %s: %s\n", t->name, reason);
-        } else {
-            failed++;
-            printf("FAIL  %s: %s\n", t->name, reason);
-        }
-        fflush(stdout);
+    int first = 1;
+    if (argc > 1 && strncmp(argv[1], "-j", 2) == 0) {
+        n_jobs = atoi(argv[first++] + 2);
+        n_jobs = n_jobs < 1 ? 1 : n_jobs > MAX_JOBS ? MAX_JOBS : n_jobs;
     }
-    unlink(reason_path);
-    printf("%d passed, %d failed, %d skipped\n", passed, failed, skipped);
-    return failed || passed + failed + skipped == 0;
+    tell_all = first < argc;
+    for (const struct test *t = tests; t; t = t->next)
+        if (wanted(t, argc - first, argv + first))
+            start(free_job(), t);
+    while (wait_for_one())
+        ;
+    printf("%d passed, %d failed, %d skipped\n", n_passed, n_failed, n_skipped);
+    return n_failed || n_passed + n_failed + n_skipped == 0;
 }

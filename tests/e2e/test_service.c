@@ -36,10 +36,10 @@ static void make_busy(const struct daemon *d, int fd[BUSY]) {
         fd[i] = start_stream(d, 240);
 }
 
-TEST(service_drain_lets_running_requests_finish) {
+TEST_LIMIT(service_drain_lets_running_requests_finish, 120) {
     struct daemon d = {0};
     int fd[BUSY];
-    daemon_start(&d, "--drain-timeout 30 --max-seqs 8 --max-batch-tokens 8");
+    daemon_start(&d, "--drain-timeout 100 --max-seqs 8 --max-batch-tokens 8");
     make_busy(&d, fd);
     int idle = client_connect(&d);
     client_text(idle, "GET /health HTTP/1.1\r\nHost: x\r\n\r\n");
@@ -59,7 +59,7 @@ TEST(service_drain_lets_running_requests_finish) {
     CHECK_HAS(a.body, "draining");
     answer_free(&a);
     for (int i = 0; i < BUSY; i++) {
-        a = client_read(fd[i], 20000);
+        a = client_read(fd[i], 100000);
         CHECK(a.whole);
         struct stream s = client_stream(a.body);
         CHECK_STR(s.finish, "length");
