@@ -63,7 +63,7 @@ bench-http: deps ## what the HTTP side costs, with an engine that computes nothi
 	@$(MAKE) --no-print-directory -j$(JOBS) $(O)/bench-http
 	@$(O)/bench-http
 test-gpu: $(GPU_TESTS) $(O)/test-gpu $(O)/gpu-fault.so programs ## run the CUDA backend's tests (without a card: says so)
-	@set -e; for t in $(GPU_TESTS) $(O)/test-gpu; do $$t; done; python3 tests/gpu/fault.py $(O); sh tests/gpu/sanitize.sh $(O)/test-gpu $(O)/cuda/test_linear
+	@set -e; for t in $(GPU_TESTS) $(O)/test-gpu; do $$t; done; python3 tests/gpu/fault.py $(O); sh tests/gpu/sanitize.sh $(O)/test-gpu $(O)/cuda/test_linear $(O)/cuda/test_attention
 bench-gpu: $(GPU_BENCHES) $(O)/bench-engine ## measure this card's ceilings, the CUDA kernels, contenders, the engine on a 7B shape
 	@set -e; for b in $(GPU_BENCHES); do $$b; done; python3 tests/cuda/bench_contenders.py $(O)/cuda/bench_linear; $(O)/bench-engine $(or $(BENCH_DIR),/tmp)
 fuzz: deps ## fuzz every parser of outside bytes with libFuzzer, FUZZ_SECONDS each (default 60)

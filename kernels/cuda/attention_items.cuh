@@ -1,8 +1,8 @@
 /* The work of attention_narrow.cu as a list of items, numbered by tickets, and the workspace in
- * which items of one row meet. An item is a split of at most KV_SPLIT keys, cut at multiples of
- * KV_SPLIT, of one KV head of one sequence for SLOTS slots; a slot is a pair of a row and a query
- * head. What an item is depends on its sequence alone. Tickets go by sequence, split, KV head,
- * slots: items that share keys run side by side. */
+ * which they leave what attention_merge.cu adds up. An item is a split of at most KV_SPLIT keys,
+ * cut at multiples of KV_SPLIT, of one KV head of one sequence for SLOTS slots; a slot is a pair of
+ * a row and a query head. What an item is depends on its sequence alone. Tickets go by sequence,
+ * split, KV head, slots: items that share keys run side by side. */
 #ifndef KERNELS_CUDA_ATTENTION_ITEMS_CUH
 #define KERNELS_CUDA_ATTENTION_ITEMS_CUH
 
@@ -18,31 +18,41 @@ struct item {
     int32_t kv, slot, n_slots, split;
     int32_t page, last_page; /* of the split that the slots see, from the sequence's first */
     int32_t last_key;        /* that any of them sees */
-    int32_t n_splits;        /* of the slots' rows, all together */
     int32_t number;          /* of the first page, in the block's order */
 };
 
-/* Where the workspace's parts start. */
-struct workspace {
-    int32_t *next;    /* queue */
-    int32_t *arrived; /* [max_narrow H] items that ended, of a row and head */
-    float2 *sums;     /* [max_narrow H][splits] max, sum */
-    float *partial;   /* [max_narrow H][splits][E] */
-};
 __host__ __device__ int most_splits(int max_context) {
     return (max_context + KV_SPLIT - 1) / KV_SPLIT;
 }
-__host__ __device__ size_t arrived_bytes(int slots) {
-    return ((size_t)slots * 4 + 15) / 16 * 16;
-}
+/* Where the workspace's parts start. */
+struct workspace {
+    int32_t *next;  /* queue */
+    float2 *sums;   /* [max_narrow H][splits] max, sum */
+    float *partial; /* [max_narrow H][splits][E] */
+
+    /* Split 0 of a row and head. */
+    __device__ size_t at(const attention_args &a, int row, int head) const {
+        return ((size_t)row * a.n_heads + head) * most_splits(a.max_context);
+    }
+};
 __device__ workspace workspace_of(const attention_args &a) {
     workspace w;
-    int slots = a.max_narrow * a.n_heads;
     w.next = (int32_t *)a.workspace;
-    w.arrived = w.next + 4;
-    w.sums = (float2 *)((char *)w.arrived + arrived_bytes(slots));
-    w.partial = (float *)(w.sums + (size_t)slots * most_splits(a.max_context));
+    w.sums = (float2 *)(w.next + 4);
+    w.partial = (float *)(w.sums + (size_t)a.max_narrow * a.n_heads * most_splits(a.max_context));
     return w;
+}
+
+__device__ int window_start(int position, int window) {
+    return window > 0 && position >= window ? position - window + 1 : 0;
+}
+/* The splits that a row sees something of. */
+struct splits {
+    int first, n;
+};
+__device__ splits splits_of(int position, int window) {
+    int first = window_start(position, window) / KV_SPLIT;
+    return {first, position / KV_SPLIT - first + 1};
 }
 
 /* What items are made of; in shared memory, from the step's tables. */
@@ -56,9 +66,6 @@ struct plan {
     int n_seqs;
 };
 
-__device__ int window_start(int position, int window) {
-    return window > 0 && position >= window ? position - window + 1 : 0;
-}
 __device__ int tiles_of_slots(const gpu_seq &s, int group) {
     return (s.n * group + SLOTS - 1) / SLOTS;
 }
@@ -116,7 +123,6 @@ __device__ bool make_item(const attention_args &a, const plan &p, int ticket, it
     it.split = rest / a.n_kv_heads + window_start(s.position, window) / KV_SPLIT;
     int first_row = it.slot / group, last_row = (it.slot + it.n_slots - 1) / group;
     int lo = window_start(s.position + first_row, window), hi = s.position + last_row;
-    it.n_splits = hi / KV_SPLIT - lo / KV_SPLIT + 1;
     int from = max(lo, it.split * KV_SPLIT);
     it.last_key = min(hi, it.split * KV_SPLIT + KV_SPLIT - 1);
     it.page = from / KV_PAGE_TOKENS, it.last_page = it.last_key / KV_PAGE_TOKENS;

@@ -99,9 +99,11 @@ __device__ __forceinline__ float log2_fast(float x) {
 /* Of attention_wide.cu and attention_plain.cu; attention_setup calls them. */
 err_t attention_wide_setup(void);
 err_t attention_plain_setup(void);
+/* Rows of more than one split: ctx from what narrow rows' kernel left in the workspace. */
+err_t attention_merge(const struct attention_args *a, int32_t max_rows, cudaStream_t stream);
 /* What attention_narrow and attention_wide do on devices other than Hopper's; narrow rows have the
  * same bits. Arguments are checked already. */
-err_t attention_plain_narrow(const struct attention_args *a, cudaStream_t stream);
+err_t attention_plain_narrow(const struct attention_args *a, int32_t max_rows, cudaStream_t stream);
 err_t attention_plain_wide(const struct attention_args *a, int32_t n_wide_seqs, int32_t longest,
                            cudaStream_t stream);
 

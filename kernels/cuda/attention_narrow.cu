@@ -12,16 +12,19 @@
  *     one   brings an item's queries into the tensor cores' order;
  *     nine  take the pages in turn, whatever item they are of: a page's scores, its softmax, its
  *           product with the values, on its own, as if there were no other page;
- *     four  take the items in turn: add up an item's pages, in their order, and hand the result on.
- *           Who ends a row's last split adds up the splits, in their order.
- * Barriers know two laps apart only by their parity: whoever waits has seen the lap before. */
+ *     four  add up an item's pages, in their order, each for two of its slots, and hand the result
+ *           on.
+ * Rows of more than one split are added up by a kernel of their own (attention_merge.cu): a meeting
+ * of blocks, and who comes last does the rest, took 8 us at the end of this one.
+ *
+ * All lanes that read or write arrive: it costs nothing, and racecheck follows it. Barriers know
+ * two laps apart only by their parity: whoever waits has seen the lap before. */
 #include "kernels/cuda/attention_page.cuh"
 #include "kernels/cuda/launch.h"
 
 namespace {
 
 enum {
-    SUM_WARPS = 4,
     STATIC_TICKETS = 2, /* of a block, before it takes them from the queue */
     MOST_SHARED = 227 << 10,
 };
@@ -38,8 +41,8 @@ template <int STEPS> struct layout {
     static constexpr int PAGE_WARPS = STEPS == 16 ? 4 : 9, SUMS = PAGE_WARPS;
     static constexpr int ITEMS = STEPS == 16 ? 4 : 6;
     static constexpr int COPY_WARP = PAGE_WARPS, QUERY_WARP = COPY_WARP + 1,
-                         FIRST_SUM_WARP = QUERY_WARP + 1,
-                         THREADS = (FIRST_SUM_WARP + SUM_WARPS) * 32;
+                         FIRST_ADD_WARP = QUERY_WARP + 1,
+                         THREADS = (FIRST_ADD_WARP + ADD_WARPS) * 32;
     static constexpr int item_bytes =
         query_bytes(STEPS) + SLOTS * (int)sizeof(slot) + (int)sizeof(item);
     static constexpr int fixed_bytes = ITEMS * (item_bytes + 24) + SUMS * (sum_bytes(STEPS) + 16) +
@@ -48,7 +51,7 @@ template <int STEPS> struct layout {
     static constexpr int fit = (MOST_SHARED - fixed_bytes) / page_bytes / PAGE_WARPS;
     static constexpr int STAGES = PAGE_WARPS * (fit < 2 ? fit : 2);
     static constexpr int bytes = fixed_bytes + STAGES * page_bytes;
-    static_assert(STAGES > 0 && (int)ITEMS >= (int)SUM_WARPS, "");
+    static_assert(STAGES > 0, "");
 
     char *stage, *query, *sum;
     uint64_t *copied, *free;        /* [STAGES] */
@@ -75,11 +78,12 @@ template <int STEPS> struct layout {
     }
     __device__ void init_barriers() {
         for (int i = 0; i < STAGES; i++)
-            barrier_init(copied + i, 1), barrier_init(free + i, 1);
+            barrier_init(copied + i, 1), barrier_init(free + i, 32);
         for (int i = 0; i < SUMS; i++)
-            barrier_init(summed + i, 1), barrier_init(added + i, 1);
+            barrier_init(summed + i, 32), barrier_init(added + i, 32 * ADD_WARPS);
         for (int i = 0; i < ITEMS; i++)
-            barrier_init(made + i, 1), barrier_init(ready + i, 1), barrier_init(ended + i, 1);
+            barrier_init(made + i, 1), barrier_init(ready + i, 32),
+                barrier_init(ended + i, 32 * ADD_WARPS);
         barrier_init_fence();
     }
 };
@@ -90,12 +94,6 @@ template <int SIZE> __device__ void wait_filled(uint64_t *ring, int n) {
 }
 template <int SIZE> __device__ void wait_free(uint64_t *ring, int n) {
     barrier_wait(ring + n % SIZE, (n / SIZE & 1) ^ 1);
-}
-/* All lanes are done with what they read or wrote. */
-[[maybe_unused]] __device__ void arrive_warp(uint64_t *barrier, int lane) {
-    __syncwarp();
-    if (lane == 0)
-        barrier_arrive(barrier);
 }
 
 /* ---- the warp that brings pages -------------------------------------------------------------- */
@@ -160,12 +158,10 @@ __device__ void bring_pages(const attention_args &a, const layout<STEPS> &l, int
         ticket = k < STATIC_TICKETS ? k * gridDim.x + blockIdx.x
                                     : STATIC_TICKETS * gridDim.x + __shfl_sync(~0u, taken, 0);
     }
-    for (int last = i + SUM_WARPS; i < last; i++) {
-        wait_free<L::ITEMS>(l.ended, i);
-        if (lane == 0) {
-            l.items[i % L::ITEMS].n = 0;
-            barrier_arrive(l.made + i % L::ITEMS);
-        }
+    wait_free<L::ITEMS>(l.ended, i);
+    if (lane == 0) {
+        l.items[i % L::ITEMS].n = 0;
+        barrier_arrive(l.made + i % L::ITEMS);
     }
     for (int last = n + L::PAGE_WARPS; n < last; n++) {
         wait_free<L::STAGES>(l.free, n);
@@ -190,7 +186,7 @@ __device__ void bring_queries(const attention_args &a, const layout<STEPS> &l, i
             return;
         bring_query<STEPS>(a, it, (uint4 *)(l.query + at * query_bytes(STEPS)),
                            l.slots + at * SLOTS, lane);
-        arrive_warp(l.ready + at, lane);
+        barrier_arrive(l.ready + at);
     }
 }
 
@@ -211,9 +207,9 @@ __device__ void sum_pages(const attention_args &a, const layout<STEPS> &l, int w
         sum_page<STEPS>(
             a, l.stage + n % L::STAGES * L::stage_bytes, page.first_key,
             l.query + at * query_bytes(STEPS), l.slots + at * SLOTS, magic,
-            (float *)(l.sum + n % L::SUMS * sum_bytes(STEPS)), lane,
-            [&] { arrive_warp(free, lane); }, [&] { wait_free<L::SUMS>(l.added, n); });
-        arrive_warp(l.summed + n % L::SUMS, lane);
+            (float *)(l.sum + n % L::SUMS * sum_bytes(STEPS)), lane, [&] { barrier_arrive(free); },
+            [&] { wait_free<L::SUMS>(l.added, n); });
+        barrier_arrive(l.summed + n % L::SUMS);
     }
 }
 
@@ -223,23 +219,22 @@ template <int STEPS>
 __device__ void add_pages(const attention_args &a, const layout<STEPS> &l, int warp, int lane) {
     using L = layout<STEPS>;
     grid_wait();
-    for (int i = warp;; i += SUM_WARPS) {
+    for (int i = 0;; i++) {
         wait_filled<L::ITEMS>(l.made, i);
         const item it = l.items[i % L::ITEMS];
         if (it.n == 0)
             return;
-        total<STEPS> s[SLOTS];
+        total<STEPS> s[OWN_SLOTS];
         start_totals(s);
-        if (i > 0) /* all pages before this item's are added up */
-            wait_filled<L::ITEMS>(l.ended, i - 1);
         int n = it.number;
         for (int page = it.page; page <= it.last_page; page++, n++) {
             wait_filled<L::SUMS>(l.summed, n);
-            add_page(s, (const float *)(l.sum + n % L::SUMS * sum_bytes(STEPS)), lane);
-            arrive_warp(l.added + n % L::SUMS, lane);
+            add_page(s, (const float *)(l.sum + n % L::SUMS * sum_bytes(STEPS)), it.n_slots, warp,
+                     lane);
+            barrier_arrive(l.added + n % L::SUMS);
         }
-        arrive_warp(l.ended + i % L::ITEMS, lane);
-        end_item(a, it, s, lane);
+        barrier_arrive(l.ended + i % L::ITEMS);
+        end_item(a, it, s, warp, lane);
     }
 }
 
@@ -267,7 +262,7 @@ __global__ void __launch_bounds__(layout<STEPS>::THREADS, 1)
     } else if (warp == l.QUERY_WARP) {
         bring_queries(a, l, lane);
     } else {
-        add_pages(a, l, warp - l.FIRST_SUM_WARP, lane);
+        add_pages(a, l, warp - l.FIRST_ADD_WARP, lane);
     }
 #endif
 }
@@ -287,8 +282,7 @@ const struct variant variants[] = {make_variant<4>(), make_variant<5>(), make_va
 size_t attention_workspace_bytes(int32_t max_narrow, int32_t max_context, int32_t n_heads,
                                  int32_t head_dim) {
     size_t slots = (size_t)max_narrow * (size_t)n_heads;
-    return 16 + arrived_bytes((int)slots) +
-           slots * (size_t)most_splits(max_context) * (8 + (size_t)head_dim * 4);
+    return 16 + slots * (size_t)most_splits(max_context) * (8 + (size_t)head_dim * 4);
 }
 
 err_t attention_setup(void) {
@@ -307,10 +301,11 @@ err_t attention_narrow(const struct attention_args *a, int32_t max_rows, cudaStr
         a->head_dim > MOST_HEAD_DIM || a->n_heads % a->n_kv_heads || a->n_thread_blocks < 1)
         return E_INVAL;
     if (!code_is_hopper())
-        return attention_plain_narrow(a, stream);
+        return attention_plain_narrow(a, max_rows, stream);
     const struct variant *v = variants;
     while (v->steps < 16 && v->steps * 16 != kv_padded(a->head_dim))
         v++;
-    return launch_early(v->kernel, dim3((unsigned)a->n_thread_blocks), v->threads,
-                        (size_t)v->shared_bytes, stream, *a);
+    err_t err = launch_early(v->kernel, dim3((unsigned)a->n_thread_blocks), v->threads,
+                             (size_t)v->shared_bytes, stream, *a);
+    return err ? err : attention_merge(a, max_rows, stream);
 }

@@ -1,6 +1,6 @@
 /* The arithmetic of narrow attention (attention_narrow.cu, attention_plain.cu): an item's queries
  * as a tensor core's operand, one page's scores, softmax and product with the values, the sum of an
- * item's pages and of a row's splits. One warp each; who calls them orders them.
+ * item's pages. One warp each; who calls them orders them.
  *
  * q k' and p v go through mma_f16 without loss: a slot has two rows of the 16, g with the high and
  * g + 8 with the low fp16 half of its numbers, so that both sums end in the same lane; the stored
@@ -89,36 +89,68 @@ __device__ void bring_query(const attention_args &a, const item &it, uint4 *quer
     }
 }
 
-/* Products of the queries and a page's 32 keys; of the high and low parts in sums of their own, for
+/* A page's 32 keys as B operands, 16 columns and 8 keys at a time: product(query(k), n, b0, b1)
+ * with the integers of columns 16 k .. and keys 8 n .. as they stand. Both kinds of rows go through
+ * it. */
+template <int STEPS, typename Query, typename Product>
+__device__ __forceinline__ void each_key(const char *stage, int steps, int lane, Query query,
+                                         Product product) {
+    uint32_t from = shared_address(stage) + kv_keys_at() + lane % 8 * 16 + lane / 8 % 2 * 128 +
+                    lane / 16 * 256 * steps;
+#pragma unroll
+    for (int k = 0; k < STEPS; k++) {
+        if (k >= steps)
+            break;
+        uint4 q = query(k);
+#pragma unroll
+        for (int n = 0; n < 4; n += 2) {
+            uint32_t w[4];
+            load_matrices(w, from + n * 256 * steps + k * 256);
+            product(q, n, w[0], w[1]);
+            product(q, n + 1, w[2], w[3]);
+        }
+    }
+}
+/* The same of AT_ONCE steps of its values from column 16 first on: product(half, n, b0, b1) with
+ * keys 16 half .. and columns 16 first + 8 n ... */
+template <int AT_ONCE, typename Product>
+__device__ __forceinline__ void each_value(const char *stage, int first, int steps, int lane,
+                                           Product product) {
+    uint32_t from = shared_address(stage) + kv_values_at(16 * steps) + first * 256 + lane % 8 * 16 +
+                    lane / 8 % 2 * 256 * steps + lane / 16 * 128;
+#pragma unroll
+    for (int half = 0; half < 2; half++)
+#pragma unroll
+        for (int k = 0; k < AT_ONCE; k++) {
+            if (first + k >= steps)
+                break;
+            uint32_t w[4];
+            load_matrices_transposed(w, from + half * 512 * steps + k * 256);
+            product(half, 2 * k, w[0], w[1]);
+            product(half, 2 * k + 1, w[2], w[3]);
+        }
+}
+__device__ __forceinline__ void mma_f16(float (&d)[4], const uint4 &a, uint32_t b0, uint32_t b1) {
+    ::mma_f16(d, a.x, a.y, a.z, a.w, b0, b1);
+}
+
+/* Products of the queries and a page's keys; of the high and low parts in sums of their own, for
  * shorter chains. */
 template <int STEPS>
 __device__ void page_scores(const char *query, const char *stage, int steps, uint32_t magic,
                             int lane, float (&score)[4][4]) {
-    uint32_t from = shared_address(stage) + kv_keys_at() + lane % 8 * 16 + lane / 8 % 2 * 128 +
-                    lane / 16 * 256 * steps;
     float low[4][4] = {};
 #pragma unroll
     for (int n = 0; n < 4; n++)
 #pragma unroll
         for (int i = 0; i < 4; i++)
             score[n][i] = 0;
-#pragma unroll
-    for (int k = 0; k < STEPS; k++) {
-        if (k >= steps)
-            break;
-        uint4 q = ((const uint4 *)query)[k * 32 + lane];
-#pragma unroll
-        for (int n = 0; n < 4; n += 2) {
-            uint32_t w[4];
-            load_matrices(w, from + n * 256 * steps + k * 256);
-#pragma unroll
-            for (int j = 0; j < 2; j++) {
-                mma_f16(score[n + j], q.x, q.y, q.z, q.w, kv_high(w[2 * j], magic),
-                        kv_high(w[2 * j + 1], magic));
-                mma_f16(low[n + j], q.x, q.y, q.z, q.w, kv_low(w[2 * j]), kv_low(w[2 * j + 1]));
-            }
-        }
-    }
+    each_key<STEPS>(
+        stage, steps, lane, [&](int k) { return ((const uint4 *)query)[k * 32 + lane]; },
+        [&](const uint4 &q, int n, uint32_t b0, uint32_t b1) {
+            mma_f16(score[n], q, kv_high(b0, magic), kv_high(b1, magic));
+            mma_f16(low[n], q, kv_low(b0), kv_low(b1));
+        });
 #pragma unroll
     for (int n = 0; n < 4; n++)
 #pragma unroll
@@ -130,7 +162,7 @@ __device__ void page_scores(const char *query, const char *stage, int steps, uin
  * maximum is that of p times the value's scale: p then uses fp16's range well even where the
  * likeliest keys have tiny values, as the first token of a text often has. */
 __device__ float2 page_softmax(const slot &s, const char *stage, int first_key, int lane,
-                               const float (&score)[4][4], uint32_t (&p)[2][4]) {
+                               const float (&score)[4][4], uint4 (&p)[2]) {
     const float *key_scale = (const float *)stage, *value_scale = key_scale + KV_PAGE_TOKENS;
     float x[4][2], scale[4][2], most = -INFINITY;
 #pragma unroll
@@ -163,8 +195,9 @@ __device__ float2 page_softmax(const slot &s, const char *stage, int first_key, 
             e[i] = exp2_fast(x[n][i] - base);
             sum += e[i];
         }
-        split_halves(e[0] * scale[n][0], e[1] * scale[n][1], p[n / 2][n % 2 * 2],
-                     p[n / 2][n % 2 * 2 + 1]);
+        uint4 &to = p[n / 2];
+        split_halves(e[0] * scale[n][0], e[1] * scale[n][1], n % 2 ? to.z : to.x,
+                     n % 2 ? to.w : to.y);
     }
     sum += __shfl_xor_sync(~0u, sum, 1);
     sum += __shfl_xor_sync(~0u, sum, 2);
@@ -174,31 +207,16 @@ __device__ float2 page_softmax(const slot &s, const char *stage, int first_key, 
 /* p times columns 16 first .. of a page's values, AT_ONCE steps. */
 template <int AT_ONCE>
 __device__ void page_values(const char *stage, int first, int steps, uint32_t magic, int lane,
-                            const uint32_t (&p)[2][4], float (&o)[2 * AT_ONCE][4]) {
-    uint32_t from = shared_address(stage) + first * 256 + lane % 8 * 16 +
-                    lane / 8 % 2 * 256 * steps + lane / 16 * 128;
+                            const uint4 (&p)[2], float (&o)[2 * AT_ONCE][4]) {
 #pragma unroll
     for (int n = 0; n < 2 * AT_ONCE; n++)
 #pragma unroll
         for (int i = 0; i < 4; i++)
             o[n][i] = 0;
-#pragma unroll
-    for (int half = 0; half < 2; half++)
-#pragma unroll
-        for (int k = 0; k < AT_ONCE; k++) {
-            if (first + k >= steps)
-                break;
-            uint32_t w[4];
-            load_matrices_transposed(w, from + half * 512 * steps + k * 256);
-#pragma unroll
-            for (int j = 0; j < 2; j++) {
-                float(&to)[4] = o[2 * k + j];
-                mma_f16(to, p[half][0], p[half][1], p[half][2], p[half][3],
-                        kv_high(w[2 * j], magic), kv_high(w[2 * j + 1], magic));
-                mma_f16(to, p[half][0], p[half][1], p[half][2], p[half][3], kv_low(w[2 * j]),
-                        kv_low(w[2 * j + 1]));
-            }
-        }
+    each_value<AT_ONCE>(stage, first, steps, lane, [&](int half, int n, uint32_t b0, uint32_t b1) {
+        mma_f16(o[n], p[half], kv_high(b0, magic), kv_high(b1, magic));
+        mma_f16(o[n], p[half], kv_low(b0), kv_low(b1));
+    });
 }
 
 /* A page in `stage` (a block of the pool as it stands) -> its sums at `to`. read(): all lanes are
@@ -210,13 +228,13 @@ __device__ void sum_page(const attention_args &a, const char *stage, int first_k
     constexpr int AT_ONCE = STEPS == 16 ? 8 : STEPS;
     int steps = STEPS == 16 ? kv_padded(a.head_dim) / 16 : STEPS;
     float score[4][4];
-    uint32_t p[2][4];
+    uint4 p[2];
     page_scores<STEPS>(query, stage, steps, magic, lane, score);
     float2 total = page_softmax(slots[lane / 4], stage, first_key, lane, score, p);
 #pragma unroll
     for (int first = 0; first < STEPS; first += AT_ONCE) {
         float o[2 * AT_ONCE][4];
-        page_values<AT_ONCE>(stage + kv_values_at(16 * steps), first, steps, magic, lane, p, o);
+        page_values<AT_ONCE>(stage, first, steps, magic, lane, p, o);
         if (first + AT_ONCE >= STEPS)
             read();
         if (first == 0)
@@ -229,6 +247,7 @@ __device__ void sum_page(const attention_args &a, const char *stage, int first_k
     if (lane % 4 == 0)
         ((float2 *)(to + SLOTS * ld_sum(STEPS)))[lane / 4] = total;
 }
+
 /* Of one slot: lanes hold columns 2 lane + 64 j. */
 template <int STEPS> struct total {
     enum { PAIRS = (STEPS + 3) / 4 };
@@ -236,105 +255,37 @@ template <int STEPS> struct total {
     float2 o[PAIRS];
 };
 
-template <int STEPS> __device__ void start_totals(total<STEPS> (&s)[SLOTS]) {
+/* Four warps add up an item's pages side by side: warp w has slots w and w + 4. */
+enum { ADD_WARPS = 4, OWN_SLOTS = SLOTS / ADD_WARPS };
+
+template <int STEPS> __device__ void start_totals(total<STEPS> (&s)[OWN_SLOTS]) {
 #pragma unroll
-    for (int i = 0; i < SLOTS; i++)
-        s[i] = {-INFINITY};
+    for (int j = 0; j < OWN_SLOTS; j++)
+        s[j] = {-INFINITY};
 }
 
-/* The item's next page; unused slots have seen nothing. */
+/* The item's next page. */
 template <int STEPS>
-__device__ void add_page(total<STEPS> (&s)[SLOTS], const float *page, int lane) {
+__device__ void add_page(total<STEPS> (&s)[OWN_SLOTS], const float *page, int n_slots, int warp,
+                         int lane) {
     const float2 *part = (const float2 *)(page + SLOTS * ld_sum(STEPS));
 #pragma unroll
-    for (int i = 0; i < SLOTS; i++) {
+    for (int j = 0; j < OWN_SLOTS; j++) {
+        int i = warp + ADD_WARPS * j;
+        if (i >= n_slots)
+            break;
         float2 p = part[i];
-        float most = p.x > s[i].max || p.x != p.x ? p.x : s[i].max;
+        float most = p.x > s[j].max || p.x != p.x ? p.x : s[j].max;
         float base = most == -INFINITY ? 0.0f : most; /* nothing seen so far */
-        float keep = exp2_fast(s[i].max - base), weight = exp2_fast(p.x - base);
-        s[i].max = most;
-        s[i].sum = s[i].sum * keep + p.y * weight;
+        float keep = exp2_fast(s[j].max - base), weight = exp2_fast(p.x - base);
+        s[j].max = most;
+        s[j].sum = s[j].sum * keep + p.y * weight;
 #pragma unroll
-        for (int j = 0; j < s[i].PAIRS; j++) {
-            int at = min(2 * lane + 64 * j, ld_sum(STEPS)); /* lanes past the columns: anything */
+        for (int k = 0; k < s[j].PAIRS; k++) {
+            int at = min(2 * lane + 64 * k, ld_sum(STEPS)); /* lanes past the columns: anything */
             float2 v = *(const float2 *)(page + i * ld_sum(STEPS) + at);
-            s[i].o[j].x = s[i].o[j].x * keep + v.x * weight;
-            s[i].o[j].y = s[i].o[j].y * keep + v.y * weight;
-        }
-    }
-}
-
-/* The splits [lo, lo + n) of a row and head: what was written of them. */
-struct splits {
-    const float2 *sums;
-    const float *partial; /* [n][E] */
-    int n;
-};
-
-/* Up to 32 maxima and sums, one a lane, join a total; gives the weight of each lane's. */
-template <int STEPS> __device__ float scale_total(total<STEPS> &s, float2 mine) {
-    float most = mine.x, sum;
-    for (int lanes = 1; lanes < 32; lanes *= 2) {
-        float x = __shfl_xor_sync(~0u, most, lanes);
-        most = x > most || x != x ? x : most;
-    }
-    most = s.max > most || s.max != s.max ? s.max : most;
-    float keep = exp2_fast(s.max - most), weight = exp2_fast(mine.x - most);
-    sum = mine.y * weight;
-    for (int lanes = 1; lanes < 32; lanes *= 2)
-        sum += __shfl_xor_sync(~0u, sum, lanes);
-    s.max = most;
-    s.sum = s.sum * keep + sum;
-#pragma unroll
-    for (int k = 0; k < s.PAIRS; k++)
-        s.o[k].x *= keep, s.o[k].y *= keep;
-    return weight;
-}
-
-/* Adds up the splits of N slots side by side: 32 maxima at a time, then the sums in their order,
- * many on their way. */
-template <int STEPS, int N>
-__device__ void add_splits(const splits (&from)[N], int e, total<STEPS> (&s)[N], int lane) {
-    enum { PAIRS = total<STEPS>::PAIRS, AHEAD = 16 / (N * PAIRS) };
-    int n = 0;
-#pragma unroll
-    for (int i = 0; i < N; i++)
-        n = max(n, from[i].n);
-    for (int first = 0; first < n; first += 32) {
-        float2 mine[N];
-        float weight[N];
-#pragma unroll
-        for (int i = 0; i < N; i++)
-            mine[i] = first + lane < from[i].n ? __ldcg(from[i].sums + first + lane)
-                                               : make_float2(-INFINITY, 0);
-        for (int at = first; at < min(n, first + 32); at += AHEAD) {
-            float2 v[N][AHEAD][PAIRS];
-#pragma unroll
-            for (int i = 0; i < N; i++)
-#pragma unroll
-                for (int j = 0; j < AHEAD; j++)
-#pragma unroll
-                    for (int k = 0; k < PAIRS; k++)
-                        v[i][j][k] =
-                            at + j < from[i].n && 2 * lane + 64 * k < e
-                                ? __ldcg((const float2 *)(from[i].partial + (size_t)(at + j) * e) +
-                                         lane + 32 * k)
-                                : make_float2(0, 0);
-            if (at == first)
-#pragma unroll
-                for (int i = 0; i < N; i++)
-                    weight[i] = scale_total(s[i], mine[i]);
-#pragma unroll
-            for (int i = 0; i < N; i++)
-#pragma unroll
-                for (int j = 0; j < AHEAD; j++) {
-                    float w = __shfl_sync(~0u, weight[i], (at - first + j) % 32);
-#pragma unroll
-                    for (int k = 0; k < PAIRS; k++) {
-                        s[i].o[k].x = fmaf(v[i][j][k].x, w, s[i].o[k].x);
-                        s[i].o[k].y = fmaf(v[i][j][k].y, w, s[i].o[k].y);
-                    }
-                }
+            s[j].o[k].x = s[j].o[k].x * keep + v.x * weight;
+            s[j].o[k].y = s[j].o[k].y * keep + v.y * weight;
         }
     }
 }
@@ -347,90 +298,33 @@ __device__ void write_total(const total<STEPS> &s, float by, int e, float *out, 
             *(float2 *)(out + 2 * lane + 64 * j) = make_float2(s.o[j].x * by, s.o[j].y * by);
 }
 
-/* Where the results of an item's slots go. */
-struct places {
-    const attention_args &a;
-    const item &it;
-    workspace w;
-    int group, n_splits; /* of the workspace */
-
-    __device__ places(const attention_args &args, const item &i)
-        : a(args), it(i), w(workspace_of(args)), group(args.n_heads / args.n_kv_heads),
-          n_splits(most_splits(args.max_context)) {
-    }
-    __device__ int row(int slot) const {
-        return it.first + (it.slot + slot) / group;
-    }
-    __device__ int head(int slot) const {
-        return it.kv * group + (it.slot + slot) % group;
-    }
-    __device__ size_t index(int slot) const {
-        return (size_t)row(slot) * a.n_heads + head(slot);
-    }
-    __device__ float *ctx(int slot) const {
-        return a.a.ctx + (size_t)row(slot) * a.a.ld_ctx + (size_t)head(slot) * a.head_dim;
-    }
-    __device__ splits seen(int slot) const {
-        int hi = it.position + (it.slot + slot) / group, lo = window_start(hi, it.window);
-        size_t at = index(slot) * n_splits + lo / KV_SPLIT;
-        return {w.sums + at, w.partial + at * a.head_dim, hi / KV_SPLIT - lo / KV_SPLIT + 1};
-    }
-};
-
-/* All splits of N slots from first on, the last one twice if there are fewer -> ctx. */
-template <int STEPS, int N> __device__ void combine(const places &p, int first, int lane) {
-    splits from[N];
-    total<STEPS> s[N];
-    int slot[N];
-#pragma unroll
-    for (int i = 0; i < N; i++) {
-        slot[i] = min(first + i, p.it.n_slots - 1);
-        from[i] = p.seen(slot[i]);
-        s[i] = {-INFINITY};
-    }
-    add_splits<STEPS, N>(from, p.a.head_dim, s, lane);
-#pragma unroll
-    for (int i = 0; i < N; i++)
-        write_total(s[i], 1.0f / s[i].sum, p.a.head_dim, p.ctx(slot[i]), lane);
-}
-
-/* An item's slots are added up: to ctx, or as a split's sums; the last item of its row goes on. */
+/* The warp's slots are added up: to ctx where the row sees this split alone, else as a split's sums
+ * for attention_merge.cu; nowhere where it sees nothing of it. */
 template <int STEPS>
-__device__ void end_item(const attention_args &a, const item &it, const total<STEPS> (&s)[SLOTS],
-                         int lane) {
-    const places p(a, it);
-    int e = a.head_dim, before = 0;
+__device__ void end_item(const attention_args &a, const item &it,
+                         const total<STEPS> (&s)[OWN_SLOTS], int warp, int lane) {
+    const workspace w = workspace_of(a);
+    int e = a.head_dim, group = a.n_heads / a.n_kv_heads;
 #pragma unroll
-    for (int i = 0; i < SLOTS; i++) {
+    for (int j = 0; j < OWN_SLOTS; j++) {
+        int i = warp + ADD_WARPS * j;
         if (i >= it.n_slots)
             break;
-        if (it.n_splits == 1) {
-            write_total(s[i], KV_UNIT / s[i].sum, e, p.ctx(i), lane);
+        int row = (it.slot + i) / group, head = it.kv * group + (it.slot + i) % group;
+        splits seen = splits_of(it.position + row, it.window);
+        row += it.first;
+        if (it.split < seen.first || it.split >= seen.first + seen.n)
+            continue;
+        if (seen.n == 1) {
+            float *ctx = a.a.ctx + (size_t)row * a.a.ld_ctx + (size_t)head * e;
+            write_total(s[j], KV_UNIT / s[j].sum, e, ctx, lane);
             continue;
         }
-        size_t at = p.index(i) * p.n_splits + it.split;
-        write_total(s[i], KV_UNIT, e, p.w.partial + at * e, lane);
+        size_t at = w.at(a, row, head) + it.split;
+        write_total(s[j], KV_UNIT, e, w.partial + at * e, lane);
         if (lane == 0)
-            p.w.sums[at] = make_float2(s[i].max, s[i].sum);
+            w.sums[at] = make_float2(s[j].max, s[j].sum);
     }
-    if (it.n_splits == 1)
-        return;
-    __threadfence();
-    __syncwarp();
-    int32_t *arrived = p.w.arrived + p.index(0);
-    if (lane == 0)
-        before = atomicAdd(arrived, 1);
-    if (__shfl_sync(~0u, before, 0) != it.n_splits - 1)
-        return;
-    __threadfence();
-    if (it.n_slots == 1)
-        combine<STEPS, 1>(p, 0, lane);
-    else
-#pragma unroll 1
-        for (int i = 0; i < it.n_slots; i += 2)
-            combine<STEPS, 2>(p, i, lane);
-    if (lane == 0)
-        *arrived = 0; /* for the next launch */
 }
 
 } // namespace

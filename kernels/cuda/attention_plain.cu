@@ -16,7 +16,7 @@
 namespace {
 
 enum {
-    WARPS = 4,
+    WARPS = ADD_WARPS,
     THREADS = WARPS * 32,
     STAGES = 3, /* of wide rows */
     WARP_ROWS = 16,
@@ -62,7 +62,7 @@ __device__ void do_item(const attention_args &a, const layout<STEPS> &l, const i
                         int lane) {
     uint32_t magic = kv_magic(a);
     int bytes = (int)kv_block_bytes(a.head_dim);
-    total<STEPS> s[SLOTS];
+    total<STEPS> s[OWN_SLOTS];
     start_totals(s);
     if (warp == 0)
         bring_query<STEPS>(a, it, (uint4 *)l.query, l.slots, lane);
@@ -80,12 +80,11 @@ __device__ void do_item(const attention_args &a, const layout<STEPS> &l, const i
                 (float *)(l.sum + warp * sum_bytes(STEPS)), lane, [] {}, [] {});
         }
         __syncthreads();
-        for (int i = 0; i < min((int)l.PAGES, it.last_page + 1 - first) && warp == 0; i++)
-            add_page(s, (const float *)(l.sum + i * sum_bytes(STEPS)), lane);
+        for (int i = 0; i < min((int)l.PAGES, it.last_page + 1 - first); i++)
+            add_page(s, (const float *)(l.sum + i * sum_bytes(STEPS)), it.n_slots, warp, lane);
         __syncthreads();
     }
-    if (warp == 0)
-        end_item(a, it, s, lane);
+    end_item(a, it, s, warp, lane);
 }
 
 template <int STEPS>
@@ -111,12 +110,17 @@ __global__ void __launch_bounds__(THREADS) narrow_kernel(const __grid_constant__
 
 /* Rows g and g + 8 of a warp's 16. */
 template <int STEPS> struct sums {
-    uint32_t q[STEPS][4], magic;
+    uint4 q[STEPS];
+    uint32_t magic;
     int lo[2], hi[2]; /* keys that a row sees; none when lo > hi */
     float max[2], sum[2];
     float o[2 * STEPS][4];
 };
 
+/* Register i of an A operand; i is known to the compiler. */
+__device__ __forceinline__ uint32_t &part(uint4 &a, int i) {
+    return i == 0 ? a.x : i == 1 ? a.y : i == 2 ? a.z : a.w;
+}
 __device__ float larger(float a, float b) { /* NaN if one is */
     return b > a || b != b ? b : a;
 }
@@ -138,7 +142,7 @@ __device__ void start_sums(const attention_args &a, const gpu_seq &seq, int firs
 #pragma unroll
             for (int j = 0; j < 2; j++) {
                 int i = 16 * k + 8 * j + 2 * t;
-                s.q[k][2 * j + h] = used && i < e ? *(const uint32_t *)(q + i) : 0;
+                part(s.q[k], 2 * j + h) = used && i < e ? *(const uint32_t *)(q + i) : 0;
             }
         s.hi[h] = used ? seq.position + r : -1;
         s.lo[h] = window_start(s.hi[h], window);
@@ -155,34 +159,23 @@ __device__ void start_sums(const attention_args &a, const gpu_seq &seq, int firs
 template <int STEPS>
 __device__ void wide_scores(const sums<STEPS> &s, const char *stage, int steps, int lane,
                             float (&score)[4][4]) {
-    uint32_t from = shared_address(stage) + kv_keys_at() + lane % 8 * 16 + lane / 8 % 2 * 128 +
-                    lane / 16 * 256 * steps;
 #pragma unroll
     for (int n = 0; n < 4; n++)
 #pragma unroll
         for (int i = 0; i < 4; i++)
             score[n][i] = 0;
-#pragma unroll
-    for (int k = 0; k < STEPS; k++) {
-        if (k >= steps)
-            break;
-#pragma unroll
-        for (int n = 0; n < 4; n += 2) {
-            uint32_t w[4];
-            load_matrices(w, from + n * 256 * steps + k * 256);
-#pragma unroll
-            for (int j = 0; j < 2; j++)
-                mma_f16(score[n + j], s.q[k][0], s.q[k][1], s.q[k][2], s.q[k][3],
-                        kv_half(w[2 * j], s.magic), kv_half(w[2 * j + 1], s.magic));
-        }
-    }
+    each_key<STEPS>(
+        stage, steps, lane, [&](int k) { return s.q[k]; },
+        [&](const uint4 &q, int n, uint32_t b0, uint32_t b1) {
+            mma_f16(score[n], q, kv_half(b0, s.magic), kv_half(b1, s.magic));
+        });
 }
 
 /* score -> p, an A operand for each 16 keys; the rows' maxima, of p times the value's scale as in
  * attention_page.cuh, and sums follow. */
 template <int STEPS>
 __device__ void wide_softmax(sums<STEPS> &s, const char *stage, int first_key, float unit, int lane,
-                             float (&score)[4][4], uint32_t (&p)[2][4]) {
+                             float (&score)[4][4], uint4 (&p)[2]) {
     const float *key_scale = (const float *)stage, *value_scale = key_scale + KV_PAGE_TOKENS;
     float scale[4][2], most[2] = {-INFINITY, -INFINITY}, keep[2], base[2], sum[2] = {};
 #pragma unroll
@@ -215,7 +208,7 @@ __device__ void wide_softmax(sums<STEPS> &s, const char *stage, int first_key, f
             float y = exp2_fast(score[n][2 * h + 1] - base[h] + P_EXPONENT);
             sum[h] += x + y;
             __half2 v = __floats2half2_rn(x * scale[n][0], y * scale[n][1]);
-            p[n / 2][n % 2 * 2 + h] = *(uint32_t *)&v;
+            part(p[n / 2], n % 2 * 2 + h) = *(uint32_t *)&v;
         }
 #pragma unroll
     for (int h = 0; h < 2; h++)
@@ -229,22 +222,10 @@ __device__ void wide_softmax(sums<STEPS> &s, const char *stage, int first_key, f
 
 template <int STEPS>
 __device__ void wide_values(sums<STEPS> &s, const char *stage, int steps, int lane,
-                            const uint32_t (&p)[2][4]) {
-    uint32_t from = shared_address(stage) + kv_values_at(16 * steps) + lane % 8 * 16 +
-                    lane / 8 % 2 * 256 * steps + lane / 16 * 128;
-#pragma unroll
-    for (int half = 0; half < 2; half++)
-#pragma unroll
-        for (int k = 0; k < STEPS; k++) {
-            if (k >= steps)
-                break;
-            uint32_t w[4];
-            load_matrices_transposed(w, from + half * 512 * steps + k * 256);
-#pragma unroll
-            for (int j = 0; j < 2; j++)
-                mma_f16(s.o[2 * k + j], p[half][0], p[half][1], p[half][2], p[half][3],
-                        kv_half(w[2 * j], s.magic), kv_half(w[2 * j + 1], s.magic));
-        }
+                            const uint4 (&p)[2]) {
+    each_value<STEPS>(stage, 0, steps, lane, [&](int half, int n, uint32_t b0, uint32_t b1) {
+        mma_f16(s.o[n], p[half], kv_half(b0, s.magic), kv_half(b1, s.magic));
+    });
 }
 
 template <int STEPS>
@@ -310,7 +291,7 @@ __global__ void __launch_bounds__(THREADS) wide_kernel(const __grid_constant__ a
         __syncthreads(); /* the page is there, and all are done with the one before */
         copy(i + STAGES - 1);
         float score[4][4];
-        uint32_t p[2][4];
+        uint4 p[2];
         wide_scores(s, stage, steps, lane, score);
         wide_softmax(s, stage, (page + i) * KV_PAGE_TOKENS, unit, lane, score, p);
         wide_values(s, stage, steps, lane, p);
@@ -351,10 +332,12 @@ err_t attention_plain_setup(void) {
     return 0;
 }
 
-err_t attention_plain_narrow(const struct attention_args *a, cudaStream_t stream) {
+err_t attention_plain_narrow(const struct attention_args *a, int32_t max_rows,
+                             cudaStream_t stream) {
     const struct variant *v = variant_of(a);
-    return launch_early(v->narrow, dim3((unsigned)a->n_thread_blocks), THREADS,
-                        (size_t)v->narrow_bytes, stream, *a);
+    err_t err = launch_early(v->narrow, dim3((unsigned)a->n_thread_blocks), THREADS,
+                             (size_t)v->narrow_bytes, stream, *a);
+    return err ? err : attention_merge(a, max_rows, stream);
 }
 
 err_t attention_plain_wide(const struct attention_args *a, int32_t n_wide_seqs, int32_t longest,

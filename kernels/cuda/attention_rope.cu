@@ -101,7 +101,8 @@ __device__ void store_integers(const team<LANES> &t, char *to, int e, int token,
 }
 
 /* Row `row` of the step, whose q, k, v stand at qkv; gap: columns to which parts are padded. All
- * lanes of a warp come here, with head past the last one if there is nothing to do. */
+ * lanes of a warp come here, with head past the last one if there is nothing to do. What hangs on
+ * the step's tables, three trips one after the other, is read before the wait for q, k, v. */
 template <int LANES, typename T>
 __device__ void rope_head(const attention_args &a, int row, T *qkv, int head, int gap) {
     int e = a.head_dim, half = e / 2, H = a.n_heads, K = a.n_kv_heads, lane = threadIdx.x % LANES;
@@ -112,14 +113,21 @@ __device__ void rope_head(const attention_args &a, int row, T *qkv, int head, in
     team<LANES> t(used ? half : 0, lane);
     const struct gpu_row r = a.step.row[row];
     const float2 *angle = (const float2 *)r.tenant->rope + (size_t)r.position * half;
+    float2 cs[PAIRS];
+#pragma unroll
+    for (int j = 0; j < PAIRS; j++)
+        cs[j] = value || j >= t.n ? make_float2(1, 0) : angle[t.column(j)];
+    int page = 0, token = r.position % KV_PAGE_TOKENS;
+    if (used && head >= H)
+        page = a.step.page[a.step.seq[r.seq].first_page + r.position / KV_PAGE_TOKENS];
+    grid_wait();
     float x[PAIRS] = {}, y[PAIRS] = {}, low[PAIRS] = {}, high[PAIRS] = {};
     load_pairs(t, from, x);
     load_pairs(t, from + half, y);
 #pragma unroll
     for (int j = 0; j < PAIRS; j++) {
-        float2 cs = value || j >= t.n ? make_float2(1, 0) : angle[t.column(j)];
-        low[j] = value ? x[j] : x[j] * cs.x - y[j] * cs.y;
-        high[j] = value ? y[j] : y[j] * cs.x + x[j] * cs.y;
+        low[j] = value ? x[j] : x[j] * cs[j].x - y[j] * cs[j].y;
+        high[j] = value ? y[j] : y[j] * cs[j].x + x[j] * cs[j].y;
     }
     float most = magnitude<LANES>(low, high);
     if (!used)
@@ -135,8 +143,6 @@ __device__ void rope_head(const attention_args &a, int row, T *qkv, int head, in
     if (!(most < INFINITY))
         scale = NAN;
     float inverse = scale > 0 ? 1.0f / scale : 0.0f;
-    int page = a.step.page[a.step.seq[r.seq].first_page + r.position / KV_PAGE_TOKENS];
-    int token = r.position % KV_PAGE_TOKENS;
     char *block = kv_block(a, page, kv), *to = block + (value ? kv_values_at(e) : kv_keys_at());
     store_integers(t, to, e, token, 0, low, inverse);
     store_integers(t, to, e, token, half, high, inverse);
@@ -147,26 +153,28 @@ __device__ void rope_head(const attention_args &a, int row, T *qkv, int head, in
 }
 
 template <int LANES>
-__global__ void __launch_bounds__(THREADS)
+__global__ void __launch_bounds__(THREADS, 8)
     rope_append_narrow_kernel(const __grid_constant__ attention_args a) {
     grid_launch_next();
-    grid_wait();
-    if (blockIdx.x == 0 && blockIdx.y == 0 && threadIdx.x == 0)
-        *(int32_t *)a.workspace = 0; /* attention_narrow's queue */
     int row = blockIdx.y, head = blockIdx.x * (THREADS / LANES) + threadIdx.x / LANES;
     if (row < a.step.counts->n_narrow)
         rope_head<LANES>(a, row, a.a.qkv + (size_t)row * a.a.ld_qkv, head, 1);
+    else
+        grid_wait();
+    if (blockIdx.x == 0 && blockIdx.y == 0 && threadIdx.x == 0)
+        *(int32_t *)a.workspace = 0; /* attention_narrow's queue */
 }
 
 template <int LANES>
 __global__ void __launch_bounds__(THREADS)
     rope_append_wide_kernel(const __grid_constant__ attention_args a) {
     grid_launch_next();
-    grid_wait();
     int row = blockIdx.y, head = blockIdx.x * (THREADS / LANES) + threadIdx.x / LANES;
     if (row < a.step.counts->n_wide)
         rope_head<LANES>(a, a.step.counts->n_narrow + row, a.a.qkv16 + (size_t)row * a.a.ld_qkv,
                          head, TILE_ROWS);
+    else
+        grid_wait();
 }
 
 /* Whether four neighbouring pairs fit a lane, and a head 16 lanes. */

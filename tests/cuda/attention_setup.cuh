@@ -207,7 +207,7 @@ static void append_rows(const attention_step &s, cudaStream_t stream = 0) {
 static void attend(const attention_step &s, cudaStream_t stream = 0, bool plain = false) {
     int32_t n = (int32_t)s.wide.size();
     if (s.n_narrow)
-        OK(plain ? attention_plain_narrow(&s.args, stream)
+        OK(plain ? attention_plain_narrow(&s.args, s.n_narrow, stream)
                  : attention_narrow(&s.args, s.n_narrow, stream));
     if (s.n_wide)
         OK(plain ? attention_plain_wide(&s.args, n, s.longest, stream)
