@@ -195,8 +195,8 @@ static err_t join_parts(json_t *message) {
     return json_object_set_new(message, "content", joined) ? E_NOMEM : E_OK;
 }
 
-static err_t prepare(struct params *p, const struct served *m, size_t max_bytes, const char **field,
-                     struct why *why) {
+err_t chat_ids(struct params *p, const struct served *m, size_t max_bytes, int32_t max_ids,
+               const char **field, struct why *why) {
     const struct chat chat = {.messages = p->messages,
                               .kwargs = p->template_kwargs,
                               .add_generation_prompt = p->add_generation_prompt,
@@ -211,8 +211,12 @@ static err_t prepare(struct params *p, const struct served *m, size_t max_bytes,
         e = join_parts(json_array_get(p->messages, i));
     if (e)
         return why_set(why, e, "%s", err_sentence(e));
-    return chat_encode(m->tokenizer, &chat, m->info->context, &p->prompt[0].ids,
-                       &p->prompt[0].n_ids, why);
+    return chat_encode(m->tokenizer, &chat, max_ids, &p->prompt[0].ids, &p->prompt[0].n_ids, why);
+}
+
+static err_t prepare(struct params *p, const struct served *m, size_t max_bytes, const char **field,
+                     struct why *why) {
+    return chat_ids(p, m, max_bytes, m->info->context, field, why);
 }
 
 /* --- the answer ---------------------------------------------------------------------------------

@@ -4,9 +4,11 @@
 #include <string.h>
 
 #include "config/utf8.h"
+#include "server/chat.h"
 #include "server/json.h"
 #include "server/params.h"
 #include "server/server.h"
+#include "server/surface.h"
 
 /* One call, carried through two turns of a worker: read the body, then do the work with the model
  * that the loop thread looked up in between. */
@@ -14,7 +16,7 @@ struct job {
     struct server *server;
     struct exchange *x; /* NULL: the client left */
     bool decode;
-    struct buf body;
+    struct buf body; /* after it was read: that of a conversation, or nothing */
     json_t *request;
     struct served *model; /* one reference */
     char *reply;          /* malloc'ed JSON */
@@ -53,12 +55,21 @@ static void finish(struct job *j) {
 }
 
 static bool is_known(const struct job *j, const char *key) {
-    static const char *const known[2][4] = {
-        {"model", "prompt", "add_special_tokens", "return_token_strs"}, {"model", "tokens"}};
-    for (int i = 0; i < 4; i++)
-        if (known[j->decode][i] && strcmp(key, known[j->decode][i]) == 0)
-            return true;
-    return false;
+    static const char *const text[] = {"model", "prompt", "add_special_tokens", "return_token_strs",
+                                       NULL};
+    static const char *const chat[] = {"model",
+                                       "messages",
+                                       "add_special_tokens",
+                                       "return_token_strs",
+                                       "add_generation_prompt",
+                                       "continue_final_message",
+                                       "chat_template_kwargs",
+                                       NULL};
+    static const char *const ids[] = {"model", "tokens", NULL};
+    const char *const *known = j->decode ? ids : j->body.n ? chat : text;
+    while (*known && strcmp(key, *known) != 0)
+        known++;
+    return *known;
 }
 
 /* Tells the client of the fields that nothing was done with. */
@@ -93,22 +104,43 @@ static json_t *token_strings(const struct tokenizer *t, const int32_t *ids, int3
     return list;
 }
 
-static err_t encode(struct job *j) {
+static err_t encode_text(struct job *j, int32_t **ids, int32_t *n) {
     json_t *prompt = json_object_get(j->request, "prompt");
-    int32_t *ids = NULL, n = 0;
-    bool special, strings;
+    bool special;
     err_t e = read_flag(j, "add_special_tokens", true, &special);
-    if (!e)
-        e = read_flag(j, "return_token_strs", false, &strings);
     if (e)
         return e;
     j->field = "prompt";
     if (!json_is_string(prompt))
-        return why_set(&j->why, E_INVAL, "'prompt' must be a string.");
+        return why_set(&j->why, E_INVAL, "'prompt' must be a string, or 'messages' given.");
     unsigned flags = ENCODE_PARSE_SPECIAL | (special ? ENCODE_SPECIAL_TOKENS : 0u);
-    size_t max_bytes = j->server->options->max_prompt_bytes;
-    e = tokenizer_encode(j->model->tokenizer, json_string_value(prompt), json_string_length(prompt),
-                         flags, max_bytes, INT32_MAX, &ids, &n, &j->why);
+    return tokenizer_encode(j->model->tokenizer, json_string_value(prompt),
+                            json_string_length(prompt), flags, j->server->options->max_prompt_bytes,
+                            INT32_MAX, ids, n, &j->why);
+}
+
+/* The ids that /v1/chat/completions would give the engine, by its own reader. */
+static err_t encode_chat(struct job *j, int32_t **ids, int32_t *n) {
+    struct params p;
+    err_t e = params_read(&p, &surface_chat, j->body.data, j->body.n, &j->field, &j->why);
+    if (e)
+        return e;
+    e = chat_ids(&p, j->model, j->server->options->max_prompt_bytes, INT32_MAX, &j->field, &j->why);
+    if (!e) {
+        *ids = p.prompt[0].ids;
+        *n = p.prompt[0].n_ids;
+        p.prompt[0].ids = NULL;
+    }
+    params_free(&p);
+    return e;
+}
+
+static err_t encode(struct job *j) {
+    int32_t *ids = NULL, n = 0;
+    bool strings;
+    err_t e = read_flag(j, "return_token_strs", false, &strings);
+    if (!e)
+        e = j->body.n ? encode_chat(j, &ids, &n) : encode_text(j, &ids, &n);
     if (e)
         return e;
     json_t *tokens = json_array();
@@ -174,7 +206,9 @@ static void after_convert(uv_work_t *w, int status) {
 static void work_read(uv_work_t *w) {
     struct job *j = w->data;
     j->error = json_read_object(j->body.data ? j->body.data : "", j->body.n, &j->request, &j->why);
-    buf_free(&j->body);
+    json_t *messages = json_object_get(j->request, "messages");
+    if (j->decode || !messages || json_is_null(messages)) /* else it is read once more, as a chat */
+        buf_free(&j->body);
 }
 
 static void after_read(uv_work_t *w, int status) {

@@ -225,3 +225,50 @@ TEST(chat_errors_name_their_parameter) {
     daemon_must_serve(&d);
     CHECK_EQ(daemon_stop(&d, SIGTERM, 10000), 0);
 }
+
+/* What /tokenize counts is what the chat is charged for, parts and templates' variables included.
+ */
+TEST(chat_prompts_can_be_counted_before_they_are_sent) {
+    static const char *const chats[] = {
+        "\"messages\":[{\"role\":\"user\",\"content\":\"Hi\"}]",
+        "\"messages\":[{\"role\":\"system\",\"content\":\"Be "
+        "brief\"},{\"role\":\"user\",\"content\":"
+        "[{\"type\":\"text\",\"text\":\"a\"},{\"type\":\"text\",\"text\":\"b\"}]}],"
+        "\"add_special_tokens\":true",
+        "\"messages\":[{\"role\":\"user\",\"content\":\"x\"},{\"role\":\"assistant\",\"content\":"
+        "\"y\"}],"
+        "\"add_generation_prompt\":false,\"continue_final_message\":true",
+    };
+    struct daemon d = {0};
+    start(&d);
+    for (size_t i = 0; i < sizeof chats / sizeof *chats; i++) {
+        char body[1024];
+        snprintf(body, sizeof body, "{\"model\":\"chat\",%s}", chats[i]);
+        json_t *count = client_json(&d, "/tokenize", body);
+        snprintf(body, sizeof body,
+                 "{\"model\":\"chat\",\"max_tokens\":1,\"return_token_ids\":true,%s}", chats[i]);
+        json_t *reply = client_json(&d, "/v1/chat/completions", body);
+        CHECK(json_equal(at(count, "tokens"), at(reply, "choices.0.prompt_token_ids")));
+        CHECK(json_equal(at(count, "count"), at(reply, "usage.prompt_tokens")));
+        json_decref(count);
+        json_decref(reply);
+    }
+    static const struct {
+        const char *body, *says;
+    } refused[] = {
+        {"{\"messages\":[{\"role\":\"user\",\"content\":\"x\"}]}", "no chat template"},
+        {"{\"model\":\"chat\",\"messages\":[]}", "non-empty"},
+        {"{\"model\":\"chat\",\"messages\":\"x\"}", "non-empty"},
+        {"{\"model\":\"chat\",\"messages\":[{\"role\":\"user\",\"content\":\"x\"}],\"prompt\":"
+         "\"x\"}",
+         "'prompt' is not supported"},
+        {"{\"model\":\"chat\"}", "or 'messages'"},
+    };
+    for (size_t i = 0; i < sizeof refused / sizeof *refused; i++) {
+        struct answer a = client_call(&d, "POST", "/tokenize", NULL, refused[i].body);
+        CHECK_EQ(a.status, 400);
+        CHECK_HAS(a.body, refused[i].says);
+        answer_free(&a);
+    }
+    CHECK_EQ(daemon_stop(&d, SIGTERM, 5000), 0);
+}
