@@ -74,7 +74,8 @@ void guard_header(struct guard *g, const char *name, size_t n_name, const char *
         return;
     }
     if (is_name(name, n_name, "transfer-encoding")) {
-        g->transfer = true;
+        g->n_transfer++;
+        g->chunked = is_name(value, n_value, "chunked"); /* as libmicrohttpd compares it */
     } else if (is_name(name, n_name, "content-length")) {
         g->n_length++;
         if (!read_length(value, n_value, &g->length))
@@ -104,8 +105,10 @@ err_t guard_end(const struct guard *g, const char *version, struct why *why) {
     bool old = version && strcmp(version, "HTTP/1.0") == 0;
     if (!old && (!version || strcmp(version, "HTTP/1.1") != 0))
         return why_set(why, E_HTTP, "Only HTTP/1.1 and HTTP/1.0 are spoken here.");
-    if (g->transfer)
+    if (g->n_transfer && (g->n_transfer > 1 || !g->chunked || old))
         return why_set(why, E_LENGTH_REQUIRED, "%s", err_sentence(E_LENGTH_REQUIRED));
+    if (g->n_transfer && g->n_length)
+        return why_set(why, E_HTTP, "Content-Length and Transfer-Encoding exclude each other.");
     if (g->malformed)
         return why_set(why, E_HTTP, "A header has bytes that do not belong in it.");
     if (g->n_headers > GUARD_MAX_HEADERS)

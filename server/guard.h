@@ -1,6 +1,7 @@
-/* What libmicrohttpd lets through and we do not: request smuggling (Transfer-Encoding on requests,
- * repeated Content-Length, Host or Authorization, spaces in names), bytes that do not belong in a
- * header or an address. Pure functions over one request's head; any thread.
+/* What libmicrohttpd lets through and we do not: request smuggling (a Transfer-Encoding other
+ * than one "chunked", or beside Content-Length; repeated Content-Length, Host or Authorization,
+ * spaces in names), bytes that do not belong in a header or an address. Pure functions over one
+ * request's head; any thread.
  *
  * Known rest: libmicrohttpd 0.9.75 has already joined folded lines, accepted bare line feeds and
  * cut values at a NUL byte when these functions see them. None of these moves a request's end. */
@@ -19,8 +20,8 @@ enum {
 };
 
 struct guard {
-    int n_headers, n_length, n_host, n_authorization, n_type;
-    bool transfer, malformed, encoded, expects_continue, json;
+    int n_headers, n_length, n_transfer, n_host, n_authorization, n_type;
+    bool chunked, malformed, encoded, expects_continue, json;
     uint64_t length;                      /* Content-Length, 0 without one */
     const char *authorization;            /* borrowed from guard_header's value, NULL: none */
     char if_none_match[GUARD_MAX_ID + 1]; /* "" without one, or when it is longer */

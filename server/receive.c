@@ -97,10 +97,15 @@ static void check_head(struct exchange *x, const char *url, const char *method,
     }
 }
 
+/* length 0: it comes in chunks. */
 static void refuse_size(struct exchange *x, uint64_t length) {
     struct why why;
-    why_set(&why, E_TOO_LARGE, "The body has %llu bytes; at most %zu are taken here.",
-            (unsigned long long)length, x->max_body_bytes);
+    if (length)
+        why_set(&why, E_TOO_LARGE, "The body has %llu bytes; at most %zu are taken here.",
+                (unsigned long long)length, x->max_body_bytes);
+    else
+        why_set(&why, E_TOO_LARGE, "The body has more than the %zu bytes that are taken here.",
+                x->max_body_bytes);
     http_reply_error(x, E_TOO_LARGE, NULL, &why);
 }
 
@@ -109,9 +114,13 @@ static enum MHD_Result on_head(struct exchange *x, const char *url, const char *
                                const char *version) {
     check_head(x, url, method, version);
     uint64_t length = x->head.length;
+    bool body = length || x->head.chunked;
+    /* Where a body of chunks ends, others on its way may have read otherwise: nothing that comes
+     * after it on this connection is taken for a request. */
+    x->close |= x->head.chunked;
     if (!x->status && x->head.encoded)
         http_reply_error(x, E_MEDIA, NULL, NULL);
-    if (!x->status && length && x->max_body_bytes && !x->head.json)
+    if (!x->status && body && x->max_body_bytes && !x->head.json)
         http_reply_error(x, E_MEDIA, NULL, NULL);
     if (!x->status && length > x->max_body_bytes)
         refuse_size(x, length);
@@ -119,10 +128,10 @@ static enum MHD_Result on_head(struct exchange *x, const char *url, const char *
         /* A client that waits for "100 Continue", or one whose body's end we cannot trust or do
          * not want to wait for, is answered at once; the others when their body has been read,
          * because many clients lose a reply that comes while they write. */
-        if (x->head.expects_continue || x->head.transfer || x->head.malformed ||
-            x->head.n_length > 1 || length > DRAIN_BYTES)
-            x->close = true;
-        if (x->close || length == 0)
+        bool at_once = x->head.expects_continue || x->head.n_transfer > x->head.chunked ||
+                       x->head.malformed || x->head.n_length > 1 || length > DRAIN_BYTES;
+        x->close |= at_once;
+        if ((x->close && !x->head.chunked) || at_once || !body)
             return respond_queue(x);
         x->state = X_DRAIN;
     } else {
@@ -131,7 +140,8 @@ static enum MHD_Result on_head(struct exchange *x, const char *url, const char *
     }
     x->conn->waits_for = WAIT_BODY;
     x->conn->deadline_us =
-        mono_us() + x->http->limits.body_us + (int64_t)(length / BODY_BYTES_PER_S) * 1000000;
+        mono_us() + x->http->limits.body_us +
+        (int64_t)((x->head.chunked ? x->max_body_bytes : length) / BODY_BYTES_PER_S) * 1000000;
     return MHD_YES;
 }
 
@@ -147,7 +157,10 @@ static enum MHD_Result on_body(struct exchange *x, const char *data, size_t n) {
             h->stats.body_bytes += n;
             return MHD_YES;
         }
-        http_reply_error(x, e, NULL, NULL);
+        if (e == E_TOO_LARGE)
+            refuse_size(x, 0);
+        else
+            http_reply_error(x, e, NULL, NULL);
         h->stats.body_bytes -= x->body.n;
         buf_free(&x->body);
         x->state = X_DRAIN;

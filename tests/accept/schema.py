@@ -48,6 +48,7 @@ def narrow(document, vocab):
                     visit(item, closed)
 
     visit(document["components"]["schemas"], False)
+    visit(document["components"]["schemas"]["ChatCompletionRequest"]["properties"]["messages"], True)  # /tokenize points there
     for path, methods in document["paths"].items():
         for operation in methods.values():
             body = operation.get("requestBody", {}).get("content", {}).get("application/json", {}).get("schema", {})

@@ -37,14 +37,31 @@ static const struct {
     const char *text;
     int status;
 } smuggling[] = {
+#define CHUNKED                                                                                    \
+    "POST /v1/completions HTTP/1.1\r\nHost: x\r\n" JSON_TYPE "Transfer-Encoding: chunked\r\n\r\n"
 #define NEXT "GET /smuggled HTTP/1.1\r\nHost: x\r\n\r\n"
     {"POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Length: 6\r\n"
      "Transfer-Encoding: chunked\r\n\r\n0\r\n\r\n" NEXT,
-     411},
+     400},
     {"POST /v1/completions HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n" NEXT,
-     411},
+     415},
     {"POST /v1/completions HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n"
      "Content-Length: 6\r\n\r\n0\r\n\r\n" NEXT,
+     400},
+    {CHUNKED "0\r\n\r\n" NEXT, 400},
+    {CHUNKED "2;a=b\r\n{}\r\n0\r\n\r\n" NEXT, 400},
+    {CHUNKED "2\r\n{}\r\n0\r\nContent-Length: 5\r\n\r\n" NEXT, 400},
+    {CHUNKED "2\n{}\n0\n\n" NEXT, 400},
+    {CHUNKED "0x2\r\n{}\r\n0\r\n\r\n" NEXT, 0},
+    {CHUNKED "-2\r\n{}\r\n0\r\n\r\n" NEXT, 0},
+    {CHUNKED "fffffffffffffffff\r\n{}\r\n0\r\n\r\n" NEXT, 0},
+    {CHUNKED "2\r\n{}0\r\n\r\n" NEXT, 0},
+    {CHUNKED "\r\n{}\r\n0\r\n\r\n" NEXT, 0},
+    {"POST /v1/none HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n" NEXT, 404},
+    {"GET /v1/models HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: "
+     "chunked\r\n\r\n5\r\nhello\r\n0\r\n\r\n" NEXT,
+     413},
+    {"POST /v1/completions HTTP/1.0\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n" NEXT,
      411},
     {"POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Length: 3\r\nContent-Length: 60\r\n\r\n"
      "abc" NEXT,
@@ -61,12 +78,12 @@ static const struct {
      411},
     {"POST /v1/completions HTTP/1.1\r\nHost: "
      "x\r\nTransfer-Encoding:\tchunked\r\n\r\n0\r\n\r\n" NEXT,
-     411},
+     415},
     {"POST /v1/completions HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: gzip, chunked\r\n\r\n"
      "0\r\n\r\n" NEXT,
      411},
     {"POST /v1/completions HTTP/1.1\r\nHost: x\r\ntransfer-encoding: CHUNKED\r\n\r\n0\r\n\r\n" NEXT,
-     411},
+     415},
     {"POST /v1/completions HTTP/1.1\r\nHost: x\r\nHost: y\r\nContent-Length: 0\r\n\r\n" NEXT, 400},
     {"GET /v1/models HTTP/1.1\r\nHost: x\r\nX Y: z\r\n\r\n" NEXT, 400},
     {"GET /v1/models HTTP/1.1\r\nHost: x\r\nAuthorization: a\r\nAuthorization: b\r\n\r\n" NEXT,
@@ -85,6 +102,7 @@ static const struct {
     {"GET /v1/%2e%2e/health HTTP/1.1\r\nHost: x\r\n\r\n" NEXT, 400},
     {"GET /v1/../health HTTP/1.1\r\nHost: x\r\n\r\n" NEXT, 400},
 #undef NEXT
+#undef CHUNKED
 };
 
 TEST(http_smuggled_requests_are_never_run) {
@@ -486,5 +504,55 @@ TEST(http_refusals_say_what_is_wrong_and_are_logged) {
     CHECK(daemon_logged(&d, "stage=refused req=mine route=/v1/completions status=413 "
                             "code=request_too_large param=none"));
     CHECK(daemon_logged(&d, "status=400 code=unsupported param=response_format"));
+    CHECK_EQ(daemon_stop(&d, SIGTERM, 5000), 0);
+}
+
+/* Some clients and gateways do not say how long their body is. */
+TEST(http_bodies_may_come_in_chunks) {
+    static const char head[] =
+        "POST /v1/completions HTTP/1.1\r\nHost: x\r\n" JSON_TYPE "Transfer-Encoding: chunked\r\n";
+    static const char *const parts[] = {"\r\n5\r\n{\"mod",
+                                        "\r\n1\r\ne\r",
+                                        "\n32\r\nl\":\"base\",\"prompt\"",
+                                        ":\"The archive\",\"max_tokens\":2}  \r\n",
+                                        "0\r\n",
+                                        "X-Trailer: y\r\n\r\n"};
+    struct daemon d = {0};
+    daemon_start(&d, "--max-body 2000");
+    json_t *want = client_json(&d, "/v1/completions",
+                               "{\"model\":\"base\",\"prompt\":\"The archive\",\"max_tokens\":2}");
+    int fd = client_connect(&d);
+    client_text(fd, head);
+    for (size_t i = 0; i < sizeof parts / sizeof *parts; i++) {
+        usleep(20000);
+        client_text(fd, parts[i]);
+    }
+    struct answer a = client_read(fd, 5000);
+    if (a.status != 200)
+        test_fail(__FILE__, __LINE__, "status %d: %s", a.status, a.body);
+    CHECK_HAS(a.head, "Connection: close\r\n");
+    json_t *got = json_loadb(a.body, a.n_body, 0, NULL);
+    CHECK(json_equal(at(got, "usage"), at(want, "usage")));
+    json_decref(got);
+    json_decref(want);
+    answer_free(&a);
+    close(fd);
+
+    /* More than is taken: said once all has been read, so that nobody loses the reply. */
+    fd = client_connect(&d);
+    client_text(fd, head);
+    client_text(fd, "\r\n");
+    char chunk[1010];
+    snprintf(chunk, sizeof chunk, "3e8\r\n%1000s\r\n", "");
+    for (int i = 0; i < 30; i++)
+        client_text(fd, chunk);
+    client_text(fd, "0\r\n\r\n");
+    a = client_read(fd, 5000);
+    check_error_shape(&a, 413);
+    CHECK_HAS(a.body, "more than the 2000 bytes");
+    answer_free(&a);
+    close(fd);
+    daemon_must_serve(&d);
+    CHECK_EQ(daemon_metric(&d, "bitdeltad_http_body_bytes"), 0);
     CHECK_EQ(daemon_stop(&d, SIGTERM, 5000), 0);
 }

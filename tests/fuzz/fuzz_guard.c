@@ -8,7 +8,8 @@
 void fuzz_guard(const uint8_t *data, size_t n);
 
 static void check_passed(const struct guard *g) {
-    if (g->transfer || g->malformed || g->n_length > 1 || g->n_host > 1 || g->n_authorization > 1 ||
+    if (g->n_transfer > g->chunked || (g->n_transfer && g->n_length) || g->malformed ||
+        g->n_length > 1 || g->n_host > 1 || g->n_authorization > 1 ||
         g->n_headers > GUARD_MAX_HEADERS || strlen(g->request_id) > GUARD_MAX_ID)
         __builtin_trap();
     for (const char *c = g->request_id; *c; c++)

@@ -33,7 +33,14 @@ TEST(guard_refuses_every_way_to_frame_a_request_twice) {
         struct line lines[4];
         err_t want;
     } cases[] = {
-        {{{"Host", "a"}, {"Transfer-Encoding", "chunked"}}, E_LENGTH_REQUIRED},
+        {{{"Host", "a"}, {"Transfer-Encoding", "chunked"}, {"Content-Length", "3"}}, E_HTTP},
+        {{{"Host", "a"}, {"Content-Length", "0"}, {"Transfer-Encoding", "chunked"}}, E_HTTP},
+        {{{"Host", "a"}, {"Transfer-Encoding", "chunked"}, {"Transfer-Encoding", "chunked"}},
+         E_LENGTH_REQUIRED},
+        {{{"Host", "a"}, {"Transfer-Encoding", "x"}, {"Transfer-Encoding", "chunked"}},
+         E_LENGTH_REQUIRED},
+        {{{"Host", "a"}, {"Transfer-Encoding", "chunked "}}, E_LENGTH_REQUIRED},
+        {{{"Host", "a"}, {"Transfer-Encoding", "chunked, chunked"}}, E_LENGTH_REQUIRED},
         {{{"Host", "a"}, {"transfer-encoding", "identity"}}, E_LENGTH_REQUIRED},
         {{{"Host", "a"}, {"Transfer-Encoding", "x"}, {"Content-Length", "3"}}, E_LENGTH_REQUIRED},
         {{{"Host", "a"}, {"Transfer-Encoding ", "chunked"}}, E_HTTP},
