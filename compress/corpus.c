@@ -60,6 +60,23 @@ err_t corpus_add_text(struct corpus *c, const struct tokenizer *t, const char *t
     return e;
 }
 
+void corpus_limit(struct corpus *c, int32_t vocab) {
+    int32_t kept = 0;
+    size_t at = 0, next = 0;
+    for (int32_t i = 0; i < c->n_seqs; i++) {
+        size_t from = next, n = 0;
+        next = c->start[i + 1]; /* read before it is written: sequences close up */
+        while (from + n < next && c->id[from + n] < vocab)
+            n++;
+        if (n < 2)
+            continue;
+        memmove(c->id + at, c->id + from, n * sizeof *c->id);
+        at += n;
+        c->start[++kept] = at;
+    }
+    c->n_seqs = kept, c->n_ids = at;
+}
+
 err_t corpus_read_file(const char *path, char **text, size_t *n, struct why *why) {
     *text = NULL, *n = 0;
     FILE *f = fopen(path, "rb");

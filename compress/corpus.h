@@ -24,6 +24,9 @@ static inline int32_t corpus_length(const struct corpus *c, int32_t i) {
  */
 err_t corpus_add_text(struct corpus *c, const struct tokenizer *t, const char *text, size_t n,
                       int32_t max_length, struct why *why);
+/* Cuts every sequence before its first id that a vocabulary of `vocab` does not have, and drops
+ * those of which less than two ids are left: one alone predicts nothing. */
+void corpus_limit(struct corpus *c, int32_t vocab);
 /* The whole file as text, at most 1 GB; *text: malloc'ed. */
 err_t corpus_read_file(const char *path, char **text, size_t *n, struct why *why);
 

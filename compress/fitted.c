@@ -215,6 +215,7 @@ static err_t new_text(struct fitting *f, const struct fit_options *o, struct why
     else if (!e)
         e = write_text(f, &f->base, ids * (double)o->other_share, f->o->seed, length, &other, why);
     end(f);
+    corpus_limit(&other.text, f->teacher.config.shape.vocab); /* the base may know more tokens */
     begin(f, "read text");
     e = e ? e : lesson_read(&f->other, &f->teacher, &other.text, o->rows, &f->progress, why);
     end(f);

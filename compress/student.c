@@ -49,14 +49,14 @@ static err_t open_delta(struct student *s, struct student_matrix *x,
 /* The model's matrix with its exact rows in place and the base's elsewhere. */
 static err_t open_ground(struct student *s, int32_t i, struct why *why) {
     struct student_matrix *x = &s->matrix[i];
-    const struct train_weights *base = &s->base->matrix[i];
+    struct train_weights both = x->ground;
     size_t bytes = s->t->ops->weight_bytes;
     x->ground = s->model.matrix[i];
     err_t e = s->t->ops->take(s->t, size_of(&x->ground) * bytes, &x->ground.w);
     if (e)
         return e;
     x->owns_ground = true;
-    s->t->ops->copy(s->t, x->ground.w, base->w, size_of(base) * bytes);
+    s->t->ops->copy(s->t, x->ground.w, both.w, size_of(&both) * bytes);
     return student_put_exact_rows(s, i, why);
 }
 
@@ -74,8 +74,10 @@ static err_t open_matrix(struct student *s, int32_t i, const struct budget_choic
     struct student_matrix *x = &s->matrix[i];
     int32_t n_model = s->model.matrix[i].n, n_changed = 0;
     bool vocab = i >= llama_embed(&s->model), *changed = calloc((size_t)n_model, sizeof *changed);
-    x->n = s->base->matrix[i].n, x->k = s->base->matrix[i].k;
     x->ground = s->base->matrix[i];
+    if (x->ground.n > n_model)
+        x->ground.n = n_model; /* the fine-tune gave up tokens: the base's first rows */
+    x->n = x->ground.n, x->k = x->ground.k;
     err_t e = changed ? student_survey(s, i, s->work, changed, why) : E_NOMEM;
     for (int32_t r = 0; !e && r < x->n; r++)
         n_changed += changed[r];
@@ -193,12 +195,6 @@ err_t student_open(struct student *s, struct train *t, const struct llama *base,
                    const struct checkpoint *base_files, const struct checkpoint *fine,
                    const struct budget_choice *choice, struct progress *p, struct why *why) {
     *s = (struct student){.t = t, .base = base, .base_files = base_files, .fine = fine};
-    if (fine->config.shape.vocab < base->config.shape.vocab)
-        return why_set(
-            why, E_UNSUPPORTED,
-            "Fitting needs a fine-tune with at least the base's %d vocabulary rows; this "
-            "one has %d.",
-            base->config.shape.vocab, fine->config.shape.vocab);
     err_t e = llama_make(&s->model, t, &fine->config, true, why);
     if (e)
         return e;

@@ -18,7 +18,8 @@ enum student_kind { STUDENT_BASE, STUDENT_DENSE, STUDENT_ROWS, STUDENT_PLANES };
 
 struct student_matrix {
     enum student_kind kind;
-    int32_t n, k; /* N: rows that base and fine-tune both have; further rows are kept exactly */
+    int32_t n, k; /* N: rows that base and fine-tune both have; further rows of the fine-tune are
+                     kept exactly */
     int32_t n_planes, rank, n_rows;
     struct train_plane plane[MAX_PLANES];
     struct train_vector a, b; /* [rank, K], [N, rank] */
@@ -50,9 +51,9 @@ struct student {
  * both). exact is for embedding and lm_head: the changed rows, or the whole where all changed.
  * Rows beyond the base's vocabulary are exact in any case, and a matrix that did not change is the
  * base's whatever is chosen. Base and fine-tune have the same shape, but the fine-tune's vocabulary
- * may be wider. Signs, least-squares scales and pairs are found from the weights alone. Errors with
- * a sentence: E_NOMEM, E_IO, E_FORMAT, E_UNSUPPORTED. Free with student_free, also after an error.
- * p: NULL for none. */
+ * may be wider or narrower: the student predicts over the fine-tune's rows. Signs, least-squares
+ * scales and pairs are found from the weights alone. Errors with a sentence: E_NOMEM, E_IO,
+ * E_FORMAT, E_UNSUPPORTED. Free with student_free, also after an error. p: NULL for none. */
 err_t student_open(struct student *s, struct train *t, const struct llama *base,
                    const struct checkpoint *base_files, const struct checkpoint *fine,
                    const struct budget_choice *choice, struct progress *p, struct why *why);

@@ -11,9 +11,11 @@
 /* ---- rounding ---------------------------------------------------------------------------------
  */
 
-/* A vector of the device as the host sees it; NULL when there is no memory. */
-static float *fetch(struct train *t, const struct train_vector *v) {
-    float *x = malloc((v->n + 1) * sizeof *x);
+/* A vector of the device as the host sees it, zeros behind it up to n; NULL when there is no
+ * memory.
+ */
+static float *fetch(struct train *t, const struct train_vector *v, size_t n) {
+    float *x = calloc((n > v->n ? n : v->n) + 1, sizeof *x);
     if (x && v->n)
         t->ops->get(t, x, v->x, v->n * sizeof *x);
     return x;
@@ -38,7 +40,7 @@ static double mean_log(const float *x, size_t n) {
 static err_t round_plane(struct train *t, struct train_plane *p) {
     if (p->row.n == 1 && !p->col.n)
         return 0; /* a single scale stays FP32 */
-    float *row = fetch(t, &p->row), *col = fetch(t, &p->col);
+    float *row = fetch(t, &p->row, 0), *col = fetch(t, &p->col, 0);
     if (row && col) {
         /* Rows and columns share the size evenly, so that neither is small for FP16. */
         float shift = 0;
@@ -56,7 +58,7 @@ static err_t round_plane(struct train *t, struct train_plane *p) {
 }
 
 static err_t round_factor(struct train *t, struct train_vector *v) {
-    float *x = fetch(t, v);
+    float *x = fetch(t, v, 0);
     for (size_t i = 0; x && i < v->n; i++)
         x[i] = half_to_float(half_from_float(x[i]));
     if (x && v->n)
@@ -93,6 +95,11 @@ static err_t put(const struct out *o, const char *part, const char *suffix, enum
     return tenant_writer_tensor(o->w, part, suffix, d, n_dims, dim, data, o->why);
 }
 
+/* Planes and pairs have the base's rows. Those that the fine-tune gave up change by 0. */
+static int32_t rows_in_file(const struct out *o, int32_t i) {
+    return o->s->base->matrix[i].n;
+}
+
 /* x [n] as FP16. */
 static err_t put_half(const struct out *o, const char *part, const char *suffix, int32_t n_dims,
                       const int64_t *dim, const float *x) {
@@ -107,13 +114,12 @@ static err_t put_half(const struct out *o, const char *part, const char *suffix,
     return put(o, part, suffix, ST_F16, n_dims, dim, half);
 }
 
-/* Scales from their logarithms; e^-30 stands for 0. */
-static err_t put_scales(const struct out *o, const char *part, const char *suffix,
+/* n scales from their logarithms; e^-30 stands for 0, and so does what is not there. */
+static err_t put_scales(const struct out *o, const char *part, const char *suffix, int64_t n,
                         const struct train_vector *logs) {
-    int64_t n = (int64_t)logs->n;
-    float *x = fetch(o->s->t, logs);
+    float *x = fetch(o->s->t, logs, (size_t)n);
     err_t e = x ? 0 : why_set(o->why, E_NOMEM, "%s: not enough memory for its scales", part);
-    for (int64_t i = 0; x && i < n; i++)
+    for (int64_t i = 0; x && i < (int64_t)logs->n; i++)
         x[i] = x[i] > -25 ? expf(x[i]) : 0;
     e = e        ? e
         : n == 1 ? put(o, part, suffix, ST_F32, 1, &n, x)
@@ -123,23 +129,24 @@ static err_t put_scales(const struct out *o, const char *part, const char *suffi
 }
 
 static err_t put_plane(const struct out *o, const char *part, const struct student_matrix *x,
-                       int32_t i) {
+                       int32_t n, int32_t i) {
     const struct train_plane *p = &x->plane[i];
-    int64_t tiles[3] = {tiles_of(x->n, TILE_ROWS), tiles_of(x->k, TILE_COLS), TILE_BYTES};
+    int64_t tiles[3] = {tiles_of(n, TILE_ROWS), tiles_of(x->k, TILE_COLS), TILE_BYTES};
     char suffix[24];
+    memset(o->block, 0, plane_bytes(n, x->k));
     o->s->t->ops->signs_get(o->s->t, p->signs, x->n, x->k, o->block);
     snprintf(suffix, sizeof suffix, ".plane%d.bits", i);
     err_t e = put(o, part, suffix, ST_U8, 3, tiles, o->block);
     snprintf(suffix, sizeof suffix, ".plane%d.row", i);
-    e = e ? e : put_scales(o, part, suffix, &p->row);
+    e = e ? e : put_scales(o, part, suffix, p->row.n > 1 ? n : 1, &p->row);
     snprintf(suffix, sizeof suffix, ".plane%d.col", i);
-    return e || !p->col.n ? e : put_scales(o, part, suffix, &p->col);
+    return e || !p->col.n ? e : put_scales(o, part, suffix, x->k, &p->col);
 }
 
 static err_t put_factor(const struct out *o, const char *part, const char *suffix, int64_t n,
                         int64_t k, const struct train_vector *v) {
     int64_t dim[2] = {n, k};
-    float *x = fetch(o->s->t, v);
+    float *x = fetch(o->s->t, v, (size_t)(n * k));
     err_t e = x ? put_half(o, part, suffix, 2, dim, x)
                 : why_set(o->why, E_NOMEM, "%s: not enough memory for its pair", part);
     free(x);
@@ -179,7 +186,7 @@ static err_t residual(const struct out *o, int32_t i, double *sum) {
         return e;
     s->t->ops->unmerge(s->t, &d, -1, s->work);
     s->t->ops->row_dots(s->t, x->n, x->k, s->work, s->work, squares.x);
-    float *row = fetch(s->t, &squares);
+    float *row = fetch(s->t, &squares, 0);
     for (int32_t r = 0; row && r < x->n; r++)
         *sum += (double)row[r];
     e = row ? 0 : why_set(o->why, E_NOMEM, "not enough memory to measure the tenant");
@@ -195,10 +202,10 @@ static err_t put_matrix(const struct out *o, int32_t i, const char *part, struct
     report_kind(r, tenant_kind_name(kinds[x->kind]));
     err_t e = 0;
     for (int32_t p = 0; !e && p < x->n_planes; p++)
-        e = put_plane(o, part, x, p);
+        e = put_plane(o, part, x, rows_in_file(o, i), p);
     if (!e && x->rank) {
         e = put_factor(o, part, ".lora_a", x->rank, x->k, &x->a);
-        e = e ? e : put_factor(o, part, ".lora_b", x->n, x->rank, &x->b);
+        e = e ? e : put_factor(o, part, ".lora_b", rows_in_file(o, i), x->rank, &x->b);
     }
     if (!e && x->n_rows)
         e = put_rows(o, part, i);
@@ -216,7 +223,7 @@ static err_t put_norms(const struct out *o) {
     size_t n = o->s->norm.n;
     struct llama_files files[2] = {{o->s->base_files, false}, {o->s->fine, false}};
     struct llama_source base = llama_source_files(&files[0]), fine = llama_source_files(&files[1]);
-    float *ours = fetch(o->s->t, &o->s->norm), *was = malloc(2 * n * sizeof *was);
+    float *ours = fetch(o->s->t, &o->s->norm, 0), *was = malloc(2 * n * sizeof *was);
     err_t e = ours && was ? put(o, "norm", "", ST_F32, 2, dim, ours)
                           : why_set(o->why, E_NOMEM, "not enough memory for the norms");
     e = e ? e : base.norms(base.arg, was, o->why);
@@ -238,7 +245,8 @@ err_t student_write(struct student *s, struct tenant_writer *w, struct report *r
                     struct why *why) {
     size_t bytes = 0; /* a matrix in FP16, or its sign bits */
     for (int32_t i = 0; i < s->model.n_matrices; i++) {
-        int32_t n = s->model.matrix[i].n, k = s->model.matrix[i].k;
+        int32_t n = s->model.matrix[i].n, k = s->model.matrix[i].k, rows = s->base->matrix[i].n;
+        n = rows > n ? rows : n;
         size_t half = 2 * (size_t)n * (size_t)k;
         bytes = half > bytes ? half : bytes;
         bytes = plane_bytes(n, k) > bytes ? plane_bytes(n, k) : bytes;

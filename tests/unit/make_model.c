@@ -1,6 +1,8 @@
 #include "tests/unit/make_model.h"
 
+#include <fcntl.h>
 #include <sys/stat.h>
+#include <unistd.h>
 
 #include "kernels/f16.h"
 #include "tests/check.h"
@@ -103,6 +105,7 @@ void make_model(const char *dir, struct make_model m) {
     m.kv_heads = m.kv_heads ? m.kv_heads : 2;
     m.ffn = m.ffn ? m.ffn : 72;
     m.vocab = m.vocab ? m.vocab : 48;
+    m.context = m.context ? m.context : 64;
     m.scale = m.scale != 0 ? m.scale : 0.05f;
     if (m.dtype == ST_BOOL) /* 0: not chosen */
         m.dtype = ST_F16;
@@ -112,14 +115,49 @@ void make_model(const char *dir, struct make_model m) {
              "{\"architectures\":[\"LlamaForCausalLM\"],\"model_type\":\"llama\","
              "\"hidden_size\":%d,\"intermediate_size\":%d,\"num_hidden_layers\":%d,"
              "\"num_attention_heads\":%d,\"num_key_value_heads\":%d,\"vocab_size\":%d,"
-             "\"max_position_embeddings\":64,\"rms_norm_eps\":1e-5,\"hidden_act\":\"silu\","
+             "\"max_position_embeddings\":%d,\"rms_norm_eps\":1e-5,\"hidden_act\":\"silu\","
              "\"tie_word_embeddings\":%s,\"bos_token_id\":1,\"eos_token_id\":2%s}",
-             m.dim, m.ffn, m.layers, m.heads, m.kv_heads, m.vocab, m.tied ? "true" : "false",
-             m.extra_config ? m.extra_config : "");
+             m.dim, m.ffn, m.layers, m.heads, m.kv_heads, m.vocab, m.context,
+             m.tied ? "true" : "false", m.extra_config ? m.extra_config : "");
     make_text(dir, "config.json", text);
     make_text(dir, "generation_config.json", "{\"eos_token_id\":[2,3]}");
     struct model_config c;
     struct why why;
     CHECK_OK(model_config_parse(&c, text, strlen(text), &why), why);
     write_weights(dir, &m, &c.shape);
+}
+
+void make_shards(const char *dir) {
+    struct why why;
+    struct st_file f;
+    char path[512], index[8192] = "{\"weight_map\":{";
+    snprintf(path, sizeof path, "%s/model.safetensors", dir);
+    int fd = open(path, O_RDONLY);
+    CHECK_OK(st_open(&f, fd, path, 1 << 20, &why), why);
+    for (int shard = 0; shard < 2; shard++) {
+        struct st_writer *w;
+        char name[64];
+        snprintf(name, sizeof name, "model-0000%d-of-00002.safetensors", shard + 1);
+        snprintf(path, sizeof path, "%s/%s", dir, name);
+        CHECK_OK(st_writer_open(&w, path, &why), why);
+        for (int32_t i = shard; i < f.n_tensors; i += 2) {
+            const struct st_tensor *t = &f.tensor[i];
+            size_t at = strlen(index);
+            st_writer_tensor(w, t->name, t->dtype, t->n_dims, t->dim);
+            snprintf(index + at, sizeof index - at, "%s\"%s\":\"%s\"", i ? "," : "", t->name, name);
+        }
+        CHECK_OK(st_writer_header(w, 8, &why), why);
+        for (int32_t i = shard; i < f.n_tensors; i += 2) {
+            void *data = malloc(f.tensor[i].bytes);
+            CHECK_OK(st_read(&f, &f.tensor[i], data, &why), why);
+            CHECK_OK(st_writer_data(w, data, f.tensor[i].bytes, &why), why);
+            free(data);
+        }
+        CHECK_OK(st_writer_end(w, &why), why);
+    }
+    strcat(index, "}}");
+    make_text(dir, "model.safetensors.index.json", index);
+    st_close(&f), close(fd);
+    snprintf(path, sizeof path, "%s/model.safetensors", dir);
+    CHECK_EQ(unlink(path), 0);
 }

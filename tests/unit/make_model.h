@@ -5,7 +5,7 @@
 #include "engine/checkpoint.h"
 
 struct make_model {
-    int32_t layers, dim, heads, kv_heads, ffn, vocab; /* 0: 2, 40, 4, 2, 72, 48 */
+    int32_t layers, dim, heads, kv_heads, ffn, vocab, context; /* 0: 2, 40, 4, 2, 72, 48, 64 */
     bool tied;
     enum st_dtype dtype; /* F16, BF16 or F32 */
     unsigned seed;
@@ -21,6 +21,8 @@ struct make_model {
 
 /* Writes config.json, generation_config.json and model.safetensors into `dir`, which is made. */
 void make_model(const char *dir, struct make_model m);
+/* Makes of a made model's one file two shards with an index, its tensors in turns. */
+void make_shards(const char *dir);
 /* Writes a text file, or ends the test. */
 void make_text(const char *dir, const char *name, const char *text);
 /* Copies a file over another, or ends the test. */
