@@ -6,8 +6,6 @@
 
 #include "kernels/cpu/train_cpu.h"
 
-enum { MAX_MR = 12, MAX_NR = 32 };
-
 struct job {
     const struct train_cpu *cpu;
     int32_t m, n, k, mc, nc, n_cols; /* n_cols: blocks along n */
@@ -17,24 +15,11 @@ struct job {
     bool add;
 };
 
-/* out [mr, nr] into rows x cols of C. */
-static void put_tile(const float *out, int32_t nr, int32_t rows, int32_t cols, float *c, size_t ldc,
-                     bool add) {
-    for (int32_t r = 0; r < rows; r++, c += ldc, out += nr) {
-        if (add)
-            for (int32_t q = 0; q < cols; q++)
-                c[q] += out[q];
-        else
-            memcpy(c, out, (size_t)cols * sizeof *c);
-    }
-}
-
 /* One block of C, m <= MC, n <= NC. */
 static void block(const struct job *j, float *panels, int32_t m, int32_t n, struct train_mat a,
                   struct train_mat b, float *c) {
     const struct train_isa *isa = j->cpu->isa;
     float *pa = panels, *pb = panels + (size_t)(TRAIN_MC + 16) * TRAIN_KC;
-    float out[MAX_MR * MAX_NR];
     for (int32_t k0 = 0; k0 < j->k; k0 += TRAIN_KC) {
         int32_t kc = j->k - k0 < TRAIN_KC ? j->k - k0 : TRAIN_KC;
         struct train_mat ak = {a.p + (size_t)k0 * a.col, a.row, a.col};
@@ -43,10 +28,9 @@ static void block(const struct job *j, float *panels, int32_t m, int32_t n, stru
         isa->pack(bk, n, kc, isa->nr, pb);
         for (int32_t q = 0; q < n; q += isa->nr)
             for (int32_t i = 0; i < m; i += isa->mr) {
-                isa->tile(kc, pa + (size_t)i * (size_t)kc, pb + (size_t)q * (size_t)kc, out);
-                put_tile(out, isa->nr, m - i < isa->mr ? m - i : isa->mr,
-                         n - q < isa->nr ? n - q : isa->nr, c + (size_t)i * j->ldc + q, j->ldc,
-                         j->add || k0 > 0);
+                struct tile_out out = {c + (size_t)i * j->ldc + q, j->ldc, m - i, n - q,
+                                       j->add || k0 > 0};
+                isa->tile(kc, pa + (size_t)i * (size_t)kc, pb + (size_t)q * (size_t)kc, &out);
             }
     }
 }

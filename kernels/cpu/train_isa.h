@@ -28,14 +28,22 @@ struct decode_head {
     float *p, *ctx;         /* [n] scratch, [E] */
 };
 
+/* Where a register tile goes: of its rows and columns as many as there are. */
+struct tile_out {
+    float *c;
+    size_t ldc;
+    int32_t rows, cols;
+    bool add;
+};
+
 struct train_isa {
     const char *name;
     bool (*runs_here)(void);
     int32_t mr, nr; /* register tile of a product */
     /* x [rows, k] into panels of `step` rows, k-major: panel[l * step + r]; missing rows are 0. */
     void (*pack)(struct train_mat x, int32_t rows, int32_t k, int32_t step, float *panel);
-    /* out [mr, nr] = sum over l < k of a[l][mr] (x) b[l][nr] */
-    void (*tile)(int32_t k, const float *a, const float *b, float *out);
+    /* c [mr, nr] (+)= sum over l < k of a[l][mr] (x) b[l][nr] */
+    void (*tile)(int32_t k, const float *a, const float *b, const struct tile_out *out);
 
     /* One row of n: train_ops.norm, norm_back (dw added to). */
     void (*norm)(int32_t n, float eps, const float *x, const float *w, float *y, float *inv);
