@@ -184,17 +184,21 @@ static void layer_forward(const struct llama *m, struct llama_tape *t, int32_t l
     const struct llama_acts *a = &t->layer[l];
     const float *norm = m->norm + (size_t)(2 * l) * dim;
     op->norm(train, rows, s->dim, s->norm_eps, a->h, norm, a->x1, a->inv1);
+    op->hold(train, 0, a->x1, (size_t)rows * dim);
     product(m, llama_part(l, PART_Q), rows, a->x1, a->q, false);
     product(m, llama_part(l, PART_K), rows, a->x1, a->k, false);
     product(m, llama_part(l, PART_V), rows, a->x1, a->v, false);
+    op->hold(train, 0, NULL, 0);
     op->rope(train, b, m->rope, s->n_heads, s->head_dim, false, a->q);
     op->rope(train, b, m->rope, s->n_kv_heads, s->head_dim, false, a->k);
     op->attention(train, b, heads_of(s), a->q, a->k, a->v, a->ctx);
     op->copy(train, a->mid, a->h, bytes);
     product(m, llama_part(l, PART_O), rows, a->ctx, a->mid, true);
     op->norm(train, rows, s->dim, s->norm_eps, a->mid, norm + dim, a->x2, a->inv2);
+    op->hold(train, 0, a->x2, (size_t)rows * dim);
     product(m, llama_part(l, PART_GATE), rows, a->x2, a->gate, false);
     product(m, llama_part(l, PART_UP), rows, a->x2, a->up, false);
+    op->hold(train, 0, NULL, 0);
     op->swiglu(train, (size_t)rows * (size_t)s->ffn_dim, a->gate, a->up, a->act);
     float *next = l + 1 < s->n_layers ? t->layer[l + 1].h : t->last;
     op->copy(train, next, a->mid, bytes);
@@ -251,11 +255,13 @@ static bool wanted(const struct pass *p, int32_t i) {
 static void product_back(const struct pass *p, int32_t i, const float *x, const float *dy,
                          float *dx, bool add) {
     struct train_weights w = llama_weights(p->m, i);
+    p->op->hold(p->train, 1, dy, (size_t)p->rows * (size_t)w.n);
     p->op->product_dx(p->train, p->rows, dy, &w, dx, add);
-    if (!wanted(p, i))
-        return;
-    p->op->product_dw(p->train, p->rows, dy, w.n, x, w.k, p->t->dw);
-    p->sink.matrix(p->sink.arg, i, p->t->dw);
+    if (wanted(p, i))
+        p->op->product_dw(p->train, p->rows, dy, w.n, x, w.k, p->t->dw);
+    p->op->hold(p->train, 1, NULL, 0);
+    if (wanted(p, i))
+        p->sink.matrix(p->sink.arg, i, p->t->dw);
 }
 
 static void layer_back(const struct pass *p, int32_t l, float *dnorm) {
@@ -270,6 +276,7 @@ static void layer_back(const struct pass *p, int32_t l, float *dnorm) {
     product_back(p, llama_part(l, PART_DOWN), a->act, t->dh, t->dact, false);
     p->op->swiglu_back(p->train, (size_t)p->rows * (size_t)s->ffn_dim, a->gate, a->up, t->dact,
                        t->dgate, t->dup);
+    p->op->hold(p->train, 0, a->x2, (size_t)p->rows * dim);
     product_back(p, llama_part(l, PART_UP), a->x2, t->dup, t->dx, false);
     product_back(p, llama_part(l, PART_GATE), a->x2, t->dgate, t->dx, true);
     p->op->norm_back(p->train, p->rows, s->dim, a->mid, norm + dim, a->inv2, t->dx, t->dh,
@@ -279,9 +286,11 @@ static void layer_back(const struct pass *p, int32_t l, float *dnorm) {
                           t->dv);
     p->op->rope(p->train, b, m->rope, s->n_heads, s->head_dim, true, t->dq);
     p->op->rope(p->train, b, m->rope, s->n_kv_heads, s->head_dim, true, t->dk);
+    p->op->hold(p->train, 0, a->x1, (size_t)p->rows * dim);
     product_back(p, llama_part(l, PART_V), a->x1, t->dv, t->dx, false);
     product_back(p, llama_part(l, PART_K), a->x1, t->dk, t->dx, true);
     product_back(p, llama_part(l, PART_Q), a->x1, t->dq, t->dx, true);
+    p->op->hold(p->train, 0, NULL, 0);
     p->op->norm_back(p->train, p->rows, s->dim, a->h, norm, a->inv1, t->dx, t->dh, dn);
 }
 
@@ -289,12 +298,15 @@ static void head_back(const struct pass *p, const float *dlogits) {
     const struct llama *m = p->m;
     struct llama_tape *t = p->t;
     struct train_weights head = llama_weights(m, llama_head(m));
-    p->op->product_dx(p->train, p->rows, dlogits, &head, t->dx, false);
     int32_t learns = m->config.tied ? llama_embed(m) : llama_head(m);
+    float *dhead = m->config.tied ? t->dembed : t->dw;
+    p->op->hold(p->train, 1, dlogits, (size_t)p->rows * (size_t)head.n);
+    p->op->product_dx(p->train, p->rows, dlogits, &head, t->dx, false);
+    if (wanted(p, learns))
+        p->op->product_dw(p->train, p->rows, dlogits, head.n, t->xf, head.k, dhead);
+    p->op->hold(p->train, 1, NULL, 0);
     if (!wanted(p, learns))
         return;
-    float *dhead = m->config.tied ? t->dembed : t->dw;
-    p->op->product_dw(p->train, p->rows, dlogits, head.n, t->xf, head.k, dhead);
     if (!m->config.tied)
         p->sink.matrix(p->sink.arg, learns, dhead);
 }

@@ -9,8 +9,9 @@
 /* Sequences at once: enough rows for the product to run at its speed; on a card, where a step of a
  * small model takes as long as its launches whatever the rows, more. */
 enum { WAVE = 768, HOST_WAVE = 192 };
-/* Of the device's free memory, for the cache. */
-static const double cache_share = 0.6;
+/* Of the device's free memory, for the cache; and what is enough of it: more does not make writing
+ * faster, and others may want to fit on the same card. */
+static const double cache_share = 0.6, cache_enough = 2e9, cache_models = 2;
 
 struct wave {
     const struct llama *m;
@@ -23,12 +24,13 @@ struct wave {
     struct train_batch batch; /* ids and positions on the device */
     int32_t *ints;            /* device [4, WAVE]: ids, positions, slots, drawn */
     float *dev_u;             /* device [WAVE] */
-    float *cache_k, *cache_v; /* device [L, cap_seqs, cap_length, K * E] */
+    char *cache_k, *cache_v;  /* device [L, cap_seqs, cap_length, K * E] of weight_bytes */
+    size_t layer_bytes;       /* of all that cache_k, or cache_v, has of a layer */
     float *h, *x, *inv, *q, *k, *v, *ctx, *gate, *up, *act; /* device [WAVE, .] */
     float *logits;                                          /* device [WAVE, V] */
     void *stream;      /* device [WAVE, D] as lessons keep it */
     char *host_stream; /* the same on the host */
-    float *block, *cache;
+    float *block;
 };
 
 static float *piece(float *block, size_t *at, size_t n) {
@@ -55,7 +57,8 @@ static size_t carve(struct wave *w, float *block) {
     return at;
 }
 
-static err_t wave_open(struct wave *w, const struct llama *m, int32_t cap_length) {
+/* For n sequences. */
+static err_t wave_open(struct wave *w, const struct llama *m, int32_t cap_length, int32_t n) {
     const struct model_shape *s = &m->config.shape;
     struct train *t = m->t;
     *w = (struct wave){.m = m, .t = t, .cap_length = cap_length};
@@ -64,16 +67,20 @@ static err_t wave_open(struct wave *w, const struct llama *m, int32_t cap_length
         return e;
     carve(w, w->block);
     w->batch = (struct train_batch){.id = w->ints, .position = w->ints + WAVE};
-    size_t per_seq = (size_t)s->n_layers * (size_t)cap_length *
-                     (size_t)(s->n_kv_heads * s->head_dim) * sizeof(float);
-    double fit = cache_share * (double)t->ops->memory_free(t) / (2 * (double)per_seq);
-    int32_t most = strcmp(t->ops->name, "cpu") == 0 ? HOST_WAVE : WAVE;
-    w->cap_seqs = fit >= most ? most : fit < 1 ? 1 : (int32_t)fit;
+    size_t per_seq = (size_t)cap_length * (size_t)(s->n_kv_heads * s->head_dim) *
+                     t->ops->weight_bytes; /* of a layer */
+    double each = 2 * (double)s->n_layers * (double)per_seq,
+           most = cache_share * (double)t->ops->memory_free(t),
+           enough = cache_enough + cache_models * llama_bytes(&m->config, t->ops->weight_bytes);
+    int32_t wave = strcmp(t->ops->name, "cpu") == 0 ? HOST_WAVE : WAVE,
+            fit = (int32_t)fmin(wave, fmin(most, enough) / each);
+    w->cap_seqs = fit < 1 ? 1 : n < fit ? n : fit;
+    w->layer_bytes = (size_t)w->cap_seqs * per_seq;
+    size_t side = (size_t)s->n_layers * w->layer_bytes;
     w->host_stream = malloc(WAVE * (size_t)s->dim * t->ops->weight_bytes);
     e = w->host_stream ? 0 : E_NOMEM;
-    e = e ? e : t->ops->take(t, 2 * (size_t)w->cap_seqs * per_seq, (void **)&w->cache);
-    w->cache_k = w->cache;
-    w->cache_v = w->cache + (size_t)w->cap_seqs * per_seq / sizeof(float);
+    e = e ? e : t->ops->take(t, 2 * side, (void **)&w->cache_k);
+    w->cache_v = e ? NULL : w->cache_k + side;
     return e;
 }
 
@@ -81,7 +88,7 @@ static void wave_close(struct wave *w) {
     if (!w->t)
         return;
     w->t->ops->give(w->t, w->block);
-    w->t->ops->give(w->t, w->cache);
+    w->t->ops->give(w->t, w->cache_k);
     free(w->host_stream);
 }
 
@@ -94,11 +101,11 @@ static void layer(struct wave *w, int32_t l) {
     const struct llama *m = w->m;
     const struct model_shape *s = &m->config.shape;
     const struct train_ops *op = w->t->ops;
-    size_t dim = (size_t)s->dim, cache = (size_t)l * (size_t)w->cap_seqs * (size_t)w->cap_length *
-                                         (size_t)(s->n_kv_heads * s->head_dim);
+    size_t dim = (size_t)s->dim, cache = (size_t)l * w->layer_bytes;
     const float *norm = m->norm + (size_t)(2 * l) * dim;
     struct train_heads heads = {s->n_heads, s->n_kv_heads, s->head_dim, s->sliding_window};
     op->norm(w->t, w->n_rows, s->dim, s->norm_eps, w->h, norm, w->x, w->inv);
+    op->hold(w->t, 0, w->x, (size_t)w->n_rows * dim);
     product(w, llama_part(l, PART_Q), w->x, w->q, false);
     product(w, llama_part(l, PART_K), w->x, w->k, false);
     product(w, llama_part(l, PART_V), w->x, w->v, false);
@@ -107,9 +114,12 @@ static void layer(struct wave *w, int32_t l) {
     op->decode_attention(w->t, w->n_rows, w->ints + 2 * WAVE, w->batch.position, w->cap_length,
                          heads, w->q, w->k, w->v, w->cache_k + cache, w->cache_v + cache, w->ctx);
     product(w, llama_part(l, PART_O), w->ctx, w->h, true);
+    op->hold(w->t, 0, NULL, 0);
     op->norm(w->t, w->n_rows, s->dim, s->norm_eps, w->h, norm + dim, w->x, w->inv);
+    op->hold(w->t, 0, w->x, (size_t)w->n_rows * dim);
     product(w, llama_part(l, PART_GATE), w->x, w->gate, false);
     product(w, llama_part(l, PART_UP), w->x, w->up, false);
+    op->hold(w->t, 0, NULL, 0);
     op->swiglu(w->t, (size_t)w->n_rows * (size_t)s->ffn_dim, w->gate, w->up, w->act);
     product(w, llama_part(l, PART_DOWN), w->act, w->h, true);
 }
@@ -253,7 +263,7 @@ err_t sample_continue(const struct llama *m, const struct corpus *prompts,
     struct run r = {.prompts = prompts, .max_length = max_length, .o = o};
     r.row_bytes = out->row_bytes;
     r.text = calloc((size_t)prompts->n_seqs + 1, sizeof *r.text);
-    err_t e = r.text ? wave_open(&r.w, m, cap) : E_NOMEM;
+    err_t e = r.text ? wave_open(&r.w, m, cap, prompts->n_seqs) : E_NOMEM;
     e = e ? e : fill(&r);
     while (!e && r.w.n_rows)
         e = advance(&r);

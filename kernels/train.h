@@ -28,6 +28,7 @@ extern "C" {
 
 struct train; /* one device opened for fitting */
 
+enum { HELD = 2 };         /* operands of products that stay as they are for a while */
 enum { FACTOR_ROWS = 64 }; /* of a block that `factor` and `feedback` take at once */
 
 /* A dense matrix in the backend's type for weights (train_ops.weight_bytes each), device. */
@@ -137,6 +138,9 @@ struct train_ops {
     /* d [n, k] FP32 += sign * (planes + b a), the same sum without the rounding to weights. */
     void (*unmerge)(struct train *t, const struct train_delta *x, float sign, float *d);
 
+    /* From now on x [n] does not change until something else (or NULL) is held in its place, of
+     * which there are HELD: what a backend makes of it for products, it may make once. */
+    void (*hold)(struct train *t, int32_t place, const float *x, size_t n);
     /* ---- products. y [M, n] (+)= x [M, k] W';  dx [M, k] (+)= dy [M, n] W;  dw [n, k] = dy' x */
     void (*product)(struct train *t, int32_t rows, const float *x, const struct train_weights *w,
                     float *y, bool add);
@@ -178,12 +182,12 @@ struct train_ops {
     void (*axpy)(struct train *t, size_t n, float scale, const float *y, float *x);
 
     /* ---- decoding with a cache. Row i is position[i] of the sequence that lives in slot[i];
-     * caches are [slots, cap, K*E], rows already hold rotated keys. Appends k, v and attends. slot,
-     * position: device [M]. */
+     * caches are [slots, cap, K*E] of weight_bytes a number, rows already hold rotated keys.
+     * Appends k, v and attends. slot, position: device [M]. */
     void (*decode_attention)(struct train *t, int32_t rows, const int32_t *slot,
                              const int32_t *position, int32_t cap, struct train_heads heads,
-                             const float *q, const float *k, const float *v, float *cache_k,
-                             float *cache_v, float *ctx);
+                             const float *q, const float *k, const float *v, void *cache_k,
+                             void *cache_v, float *ctx);
     /* out [M] device: the most likely id (temperature 0, lowest id wins) or a draw from
      * softmax(logits / temperature) by the uniform number u[i] (device) in [0, 1): the first id
      * whose running sum of probabilities exceeds u. */

@@ -85,6 +85,10 @@ static size_t bytes_of(const struct train_weights *w) {
     return (size_t)w->n * (size_t)w->k * sizeof(float);
 }
 
+static void hold(struct train *t, int32_t place, const float *x, size_t n) {
+    (void)t, (void)place, (void)x, (void)n; /* panels are packed by the block */
+}
+
 static void store(struct train *t, const float *x, struct train_weights *w) {
     (void)t;
     memcpy(w->w, x, bytes_of(w));
@@ -159,6 +163,7 @@ static const struct train_ops ops = {
     .load = load,
     .merge = train_cpu_merge,
     .unmerge = train_cpu_unmerge,
+    .hold = hold,
     .product = train_cpu_product,
     .product_dx = train_cpu_product_dx,
     .product_dw = train_cpu_product_dw,

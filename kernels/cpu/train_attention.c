@@ -128,8 +128,8 @@ static void decode_task(void *arg, int32_t task, int32_t thread) {
 
 void train_cpu_decode_attention(struct train *t, int32_t rows, const int32_t *slot,
                                 const int32_t *position, int32_t cap, struct train_heads heads,
-                                const float *q, const float *k, const float *v, float *cache_k,
-                                float *cache_v, float *ctx) {
+                                const float *q, const float *k, const float *v, void *cache_k,
+                                void *cache_v, float *ctx) {
     struct train_cpu *c = train_cpu(t);
     struct decode_job j = {c->isa, slot, position, cap, heads, q, k, v, cache_k, cache_v, ctx, 0};
     j.p = train_cpu_work(c, (size_t)cap * (size_t)pool_threads(c->pool));

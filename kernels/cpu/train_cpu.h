@@ -84,8 +84,8 @@ void train_cpu_attention_back(struct train *t, const struct train_batch *b,
                               float *dk, float *dv);
 void train_cpu_decode_attention(struct train *t, int32_t rows, const int32_t *slot,
                                 const int32_t *position, int32_t cap, struct train_heads heads,
-                                const float *q, const float *k, const float *v, float *cache_k,
-                                float *cache_v, float *ctx);
+                                const float *q, const float *k, const float *v, void *cache_k,
+                                void *cache_v, float *ctx);
 
 /* train_plane.c */
 void train_cpu_merge(struct train *t, const struct train_weights *base, const struct train_delta *d,

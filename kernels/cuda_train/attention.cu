@@ -1,12 +1,15 @@
-/* Causal attention of whole sequences, forwards and backwards, in FP32 on tiles of TILE queries by
+/* Causal attention of whole sequences, forwards and backwards, on tiles of TILE queries by
  * TILE keys. Forwards a block has a tile of queries of one head and walks the keys with a running
  * softmax. Backwards the scores are computed again: one kernel has a tile of queries, finds their
  * sums and then dq; a second has a tile of keys of one key-value head and walks the queries of all
  * heads that read it, so that dk and dv have one writer and one order.
  *
- * A block is 16 x 16 threads. Thread (y, x) has rows y + 16 r of a tile product; of its columns
- * x + 16 c (scores) or 4 x + 64 c .. + 3 (head dim). Tiles lie in shared memory row by row, 4
- * floats longer than a row, which keeps reads by 4 floats free of conflicts. */
+ * Products of tiles run on tensor cores in TF32, which keeps as many bits as the FP16 of all other
+ * products and has FP32's range; sums are FP32, and so is the softmax. A block is 8 warps; a warp
+ * has 16 rows of a product and half of its columns (mma.m16n8k8). For the softmax scores pass
+ * through shared memory: there thread (y, x) of 16 x 16 has rows y + 16 r and columns x + 16 c.
+ * Tiles lie in shared memory row by row, rounded, 4 floats longer than a row, which keeps an
+ * operand's reads free of conflicts. */
 #include "kernels/cuda_train/cuda_train.h"
 #include "kernels/cuda_train/reduce.cuh"
 
@@ -27,86 +30,129 @@ struct square {
     float at[TILE][LD_P];
 };
 
+static __device__ __forceinline__ float rounded(float x) {
+    uint32_t r;
+    asm("cvt.rna.tf32.f32 %0, %1;" : "=r"(r) : "f"(x));
+    return __uint_as_float(r);
+}
+
 /* Rows [from, from + TILE) of n rows of head dim e, zeros beyond. */
 template <int E>
 static __device__ __forceinline__ void fetch(struct tile<E> *to, const float *x, size_t ld,
                                              int32_t from, int32_t n, int32_t e) {
+    if (e == E && ld % 4 == 0 && (uintptr_t)x % 16 == 0) {
+#pragma unroll
+        for (int i = 0; i < TILE * E / 4 / THREADS; i++) {
+            int32_t at = (int32_t)threadIdx.x + i * THREADS, r = at / (E / 4), c = at % (E / 4) * 4;
+            float v[4] = {};
+            if (from + r < n)
+                load(v, x + (size_t)(from + r) * ld + (size_t)c);
+#pragma unroll
+            for (int l = 0; l < 4; l++)
+                v[l] = rounded(v[l]);
+            save(&to->at[r][c], v);
+        }
+        return;
+    }
     for (int32_t i = (int32_t)threadIdx.x; i < TILE * E; i += THREADS) {
         int32_t r = i / E, c = i % E;
-        to->at[r][c] = from + r < n && c < e ? x[(size_t)(from + r) * ld + (size_t)c] : 0;
+        to->at[r][c] = from + r < n && c < e ? rounded(x[(size_t)(from + r) * ld + (size_t)c]) : 0;
     }
 }
 
-/* s = a b' */
+static __device__ __forceinline__ void multiply(float (&d)[4], const float (&a)[4], float b0,
+                                                float b1) {
+    asm("mma.sync.aligned.m16n8k8.row.col.f32.tf32.tf32.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, "
+        "{%0,%1,%2,%3};"
+        : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
+        : "r"(__float_as_uint(a[0])), "r"(__float_as_uint(a[1])), "r"(__float_as_uint(a[2])),
+          "r"(__float_as_uint(a[3])), "r"(__float_as_uint(b0)), "r"(__float_as_uint(b1)));
+}
+
+/* A warp's place in a product: its first row; which half of the columns; rows and columns of a
+ * thread's operands. */
+struct lanes {
+    int32_t row, half, g, t;
+};
+static __device__ __forceinline__ struct lanes lanes(void) {
+    int32_t warp = (int32_t)threadIdx.x / 32, lane = (int32_t)threadIdx.x % 32;
+    return {warp % 4 * 16, warp / 4, lane / 4, lane % 4};
+}
+/* 16 x 8 of an operand, from row and column on. */
+template <typename T>
+static __device__ __forceinline__ void left(float (&a)[4], const T *x, const struct lanes &w,
+                                            int32_t col) {
+    const float *lo = &x->at[w.row + w.g][col + w.t], *hi = &x->at[w.row + w.g + 8][col + w.t];
+    a[0] = lo[0], a[1] = hi[0], a[2] = lo[4], a[3] = hi[4];
+}
+
+/* s = a b', through p, which keeps it; all threads call. */
 template <int E>
 static __device__ __forceinline__ void dots(float (&s)[EACH][EACH], const struct tile<E> *a,
-                                            const struct tile<E> *b) {
+                                            const struct tile<E> *b, struct square *p) {
+    struct lanes w = lanes();
+    float sum[4][4] = {};
+#pragma unroll 2
+    for (int e = 0; e < E; e += 8) {
+        float u[4];
+        left(u, a, w, e);
+#pragma unroll
+        for (int j = 0; j < 4; j++) {
+            const float *v = &b->at[w.half * 32 + j * 8 + w.g][e + w.t];
+            multiply(sum[j], u, v[0], v[4]);
+        }
+    }
+    __syncthreads(); /* what was in p is read */
+#pragma unroll
+    for (int j = 0; j < 4; j++)
+#pragma unroll
+        for (int i = 0; i < 4; i++)
+            p->at[w.row + w.g + i / 2 * 8][w.half * 32 + j * 8 + 2 * w.t + i % 2] = sum[j][i];
+    __syncthreads();
     int y = (int)threadIdx.x / 16, x = (int)threadIdx.x % 16;
 #pragma unroll
     for (int r = 0; r < EACH; r++)
 #pragma unroll
         for (int c = 0; c < EACH; c++)
-            s[r][c] = 0;
-#pragma unroll 1
-    for (int e = 0; e < E; e += 4) {
-        float u[EACH][4], w[EACH][4];
-#pragma unroll
-        for (int i = 0; i < EACH; i++) {
-            load(u[i], &a->at[y + 16 * i][e]);
-            load(w[i], &b->at[x + 16 * i][e]);
-        }
-#pragma unroll
-        for (int r = 0; r < EACH; r++)
-#pragma unroll
-            for (int c = 0; c < EACH; c++)
-#pragma unroll
-                for (int i = 0; i < 4; i++)
-                    s[r][c] += u[r][i] * w[c][i];
-    }
+            s[r][c] = p->at[y + 16 * r][x + 16 * c];
 }
 
-/* o += p x, [TILE, TILE] by [TILE, E]; o of a thread: rows y + 16 r, columns 4 x + 64 c + i. */
+/* A thread's part of [TILE, E]: of column block j rows g, g + 8 and columns 2 t, 2 t + 1. */
+template <int E> struct part { float at[E / 16][4]; };
+
+/* o += p x, [TILE, TILE] by [TILE, E] */
 template <int E>
-static __device__ __forceinline__ void gather(float (&o)[EACH][E / 64][4], const struct square *p,
+static __device__ __forceinline__ void gather(struct part<E> &o, const struct square *p,
                                               const struct tile<E> *x) {
-    int y = (int)threadIdx.x / 16, at = (int)threadIdx.x % 16 * 4;
-#pragma unroll 1
-    for (int j = 0; j < TILE; j += 4) {
-        float u[EACH][4];
+    struct lanes w = lanes();
+#pragma unroll 2
+    for (int k = 0; k < TILE; k += 8) {
+        float u[4];
+        left(u, p, w, k);
 #pragma unroll
-        for (int r = 0; r < EACH; r++)
-            load(u[r], &p->at[y + 16 * r][j]);
-#pragma unroll
-        for (int i = 0; i < 4; i++)
-#pragma unroll
-            for (int c = 0; c < E / 64; c++) {
-                float w[4];
-                load(w, &x->at[j + i][at + 64 * c]);
-#pragma unroll
-                for (int r = 0; r < EACH; r++)
-#pragma unroll
-                    for (int l = 0; l < 4; l++)
-                        o[r][c][l] += u[r][i] * w[l];
-            }
+        for (int j = 0; j < E / 16; j++) {
+            int32_t col = w.half * (E / 2) + j * 8 + w.g;
+            multiply(o.at[j], u, x->at[k + w.t][col], x->at[k + w.t + 4][col]);
+        }
     }
 }
 
-/* Writes a thread's part of a tile, times scale of its row, into rows [from, n). */
+/* Writes a thread's part of a tile into rows [from, n), times scale and, unless NULL, rows [TILE].
+ */
 template <int E>
 static __device__ __forceinline__ void put_tile(float *x, size_t ld, int32_t from, int32_t n,
-                                                int32_t e, const float (&o)[EACH][E / 64][4],
-                                                const float (&scale)[EACH]) {
-    int y = (int)threadIdx.x / 16, at = (int)threadIdx.x % 16 * 4;
+                                                int32_t e, const struct part<E> &o, float scale,
+                                                const float *rows) {
+    struct lanes w = lanes();
 #pragma unroll
-    for (int r = 0; r < EACH; r++)
+    for (int j = 0; j < E / 16; j++)
 #pragma unroll
-        for (int c = 0; c < E / 64; c++)
-#pragma unroll
-            for (int i = 0; i < 4; i++) {
-                int32_t row = from + y + 16 * r, col = at + 64 * c + i;
-                if (row < n && col < e)
-                    x[(size_t)row * ld + (size_t)col] = o[r][c][i] * scale[r];
-            }
+        for (int i = 0; i < 4; i++) {
+            int32_t r = w.row + w.g + i / 2 * 8, col = w.half * (E / 2) + j * 8 + 2 * w.t + i % 2;
+            if (from + r < n && col < e)
+                x[(size_t)(from + r) * ld + (size_t)col] =
+                    o.at[j][i] * scale * (rows ? rows[r] : 1.0f);
+        }
 }
 
 static __device__ __forceinline__ bool sees(int32_t query, int32_t key, int32_t n, int32_t window) {
@@ -184,6 +230,7 @@ static __device__ __forceinline__ void soften(const struct place &p, int32_t key
 template <int E> struct forward_shared {
     struct tile<E> q, kv;
     struct square p;
+    float rows[TILE]; /* what a row's sums are to be multiplied with */
 };
 
 template <int E>
@@ -194,7 +241,9 @@ __global__ void __launch_bounds__(THREADS) forward_kernel(struct attention_args 
     if (p.from >= p.n)
         return;
     int y = (int)threadIdx.x / 16, x = (int)threadIdx.x % 16;
-    float o[EACH][E / 64][4] = {}, s[EACH][EACH], shrink[EACH], sum[EACH] = {}, top[EACH];
+    struct part<E> o = {};
+    float s[EACH][EACH], shrink[EACH], sum[EACH] = {}, top[EACH];
+    struct lanes w = lanes();
     for (int r = 0; r < EACH; r++)
         top[r] = -INFINITY;
     fetch<E>(&m->q, a.q + p.at_q, p.ld_q, p.from, p.n, p.e);
@@ -203,26 +252,32 @@ __global__ void __launch_bounds__(THREADS) forward_kernel(struct attention_args 
         __syncthreads();
         fetch<E>(&m->kv, a.k + p.at_kv, p.ld_k, keys, p.n, p.e);
         __syncthreads();
-        dots<E>(s, &m->q, &m->kv);
+        dots<E>(s, &m->q, &m->kv, &m->p);
         for (int r = 0; r < EACH; r++)
             for (int c = 0; c < EACH; c++)
                 s[r][c] *= a.scale;
         soften(p, keys, s, top, sum, shrink);
         for (int r = 0; r < EACH; r++) {
             for (int c = 0; c < EACH; c++)
-                m->p.at[y + 16 * r][x + 16 * c] = s[r][c];
-            for (int c = 0; c < E / 64; c++)
-                for (int i = 0; i < 4; i++)
-                    o[r][c][i] *= shrink[r];
+                m->p.at[y + 16 * r][x + 16 * c] = rounded(s[r][c]);
+            if (x == 0)
+                m->rows[y + 16 * r] = shrink[r];
         }
-        __syncthreads();
         fetch<E>(&m->kv, a.v + p.at_kv, p.ld_k, keys, p.n, p.e);
         __syncthreads();
+#pragma unroll
+        for (int j = 0; j < E / 16; j++)
+#pragma unroll
+            for (int i = 0; i < 4; i++)
+                o.at[j][i] *= m->rows[w.row + w.g + i / 2 * 8];
         gather<E>(o, &m->p, &m->kv);
     }
+    __syncthreads();
     for (int r = 0; r < EACH; r++)
-        sum[r] = sum[r] > 0 ? 1.0f / sum[r] : 0;
-    put_tile<E>(a.out + p.at_q, p.ld_q, p.from, p.n, p.e, o, sum);
+        if (x == 0)
+            m->rows[y + 16 * r] = sum[r] > 0 ? 1.0f / sum[r] : 0;
+    __syncthreads();
+    put_tile<E>(a.out + p.at_q, p.ld_q, p.from, p.n, p.e, o, 1, m->rows);
 }
 
 template <int E> struct back_shared {
@@ -241,7 +296,8 @@ static __device__ void find_sums(const struct attention_args &a, struct back_sha
         top[r] = -INFINITY, sum[r] = 0, dot[r] = 0;
         int32_t row = p.from + y + 16 * r;
         for (int32_t c = x; row < p.n && c < p.e; c += 16)
-            dot[r] += m->own_b.at[y + 16 * r][c] * a.ctx[p.at_q + (size_t)row * p.ld_q + (size_t)c];
+            dot[r] += a.dctx[p.at_q + (size_t)row * p.ld_q + (size_t)c] *
+                      a.ctx[p.at_q + (size_t)row * p.ld_q + (size_t)c];
         dot[r] = row_sum(dot[r]);
     }
     for (int32_t keys = first_key(p.from, p.window); keys < p.from + TILE && keys < p.n;
@@ -249,7 +305,7 @@ static __device__ void find_sums(const struct attention_args &a, struct back_sha
         __syncthreads();
         fetch<E>(&m->other_a, a.k + p.at_kv, p.ld_k, keys, p.n, p.e);
         __syncthreads();
-        dots<E>(s, &m->own_a, &m->other_a);
+        dots<E>(s, &m->own_a, &m->other_a, &m->p);
         for (int r = 0; r < EACH; r++)
             for (int c = 0; c < EACH; c++)
                 s[r][c] *= a.scale;
@@ -271,8 +327,8 @@ template <int E> __global__ void __launch_bounds__(THREADS) dq_kernel(struct att
     if (p.from >= p.n)
         return;
     int y = (int)threadIdx.x / 16, x = (int)threadIdx.x % 16;
-    float s[EACH][EACH], dp[EACH][EACH], top[EACH], sum[EACH], dot[EACH], scale[EACH];
-    float dq[EACH][E / 64][4] = {};
+    float s[EACH][EACH], dp[EACH][EACH], top[EACH], sum[EACH], dot[EACH];
+    struct part<E> dq = {};
     fetch<E>(&m->own_a, a.q + p.at_q, p.ld_q, p.from, p.n, p.e);
     fetch<E>(&m->own_b, a.dctx + p.at_q, p.ld_q, p.from, p.n, p.e);
     __syncthreads();
@@ -283,24 +339,22 @@ template <int E> __global__ void __launch_bounds__(THREADS) dq_kernel(struct att
         fetch<E>(&m->other_a, a.k + p.at_kv, p.ld_k, keys, p.n, p.e);
         fetch<E>(&m->other_b, a.v + p.at_kv, p.ld_k, keys, p.n, p.e);
         __syncthreads();
-        dots<E>(s, &m->own_a, &m->other_a);
-        dots<E>(dp, &m->own_b, &m->other_b);
+        dots<E>(s, &m->own_a, &m->other_a, &m->p);
+        dots<E>(dp, &m->own_b, &m->other_b, &m->p);
         for (int r = 0; r < EACH; r++)
             for (int c = 0; c < EACH; c++) {
                 bool seen = sees(p.from + y + 16 * r, keys + x + 16 * c, p.n, p.window);
                 float prob = seen ? expf(s[r][c] * a.scale - top[r]) * sum[r] : 0;
-                m->p.at[y + 16 * r][x + 16 * c] = prob * (dp[r][c] - dot[r]);
+                m->p.at[y + 16 * r][x + 16 * c] = rounded(prob * (dp[r][c] - dot[r]));
             }
         __syncthreads();
         gather<E>(dq, &m->p, &m->other_a);
     }
-    for (int r = 0; r < EACH; r++)
-        scale[r] = a.scale;
-    put_tile<E>(a.dq + p.at_q, p.ld_q, p.from, p.n, p.e, dq, scale);
+    put_tile<E>(a.dq + p.at_q, p.ld_q, p.from, p.n, p.e, dq, a.scale, NULL);
 }
 
 /* Rows are keys, columns queries. */
-template <int E> __global__ void __launch_bounds__(THREADS) dkv_kernel(struct attention_args a) {
+template <int E> __global__ void __launch_bounds__(THREADS, 1) dkv_kernel(struct attention_args a) {
     extern __shared__ float4 memory[];
     struct back_shared<E> *m = (struct back_shared<E> *)memory;
     int32_t group = a.heads.n_heads / a.heads.n_kv_heads, head = (int32_t)blockIdx.z * group;
@@ -308,8 +362,8 @@ template <int E> __global__ void __launch_bounds__(THREADS) dkv_kernel(struct at
     if (p.from >= p.n)
         return;
     int y = (int)threadIdx.x / 16, x = (int)threadIdx.x % 16;
-    float s[EACH][EACH], dp[EACH][EACH], scale[EACH], one[EACH];
-    float dk[EACH][E / 64][4] = {}, dv[EACH][E / 64][4] = {};
+    float s[EACH][EACH], dp[EACH][EACH];
+    struct part<E> dk = {}, dv = {};
     fetch<E>(&m->own_a, a.k + p.at_kv, p.ld_k, p.from, p.n, p.e);
     fetch<E>(&m->own_b, a.v + p.at_kv, p.ld_k, p.from, p.n, p.e);
     for (int32_t h = head; h < head + group; h++) {
@@ -321,8 +375,8 @@ template <int E> __global__ void __launch_bounds__(THREADS) dkv_kernel(struct at
             fetch<E>(&m->other_a, a.q + at, p.ld_q, queries, p.n, p.e);
             fetch<E>(&m->other_b, a.dctx + at, p.ld_q, queries, p.n, p.e);
             __syncthreads();
-            dots<E>(s, &m->own_a, &m->other_a);
-            dots<E>(dp, &m->own_b, &m->other_b);
+            dots<E>(s, &m->own_a, &m->other_a, &m->p);
+            dots<E>(dp, &m->own_b, &m->other_b, &m->p);
             for (int c = 0; c < EACH; c++) {
                 int32_t query = queries + x + 16 * c;
                 size_t of = (p.row + (size_t)query) * (size_t)a.heads.n_heads + (size_t)h;
@@ -331,7 +385,7 @@ template <int E> __global__ void __launch_bounds__(THREADS) dkv_kernel(struct at
                 for (int r = 0; r < EACH; r++) {
                     bool seen = sees(query, p.from + y + 16 * r, p.n, p.window);
                     float prob = seen ? expf(s[r][c] * a.scale - top) * sum : 0;
-                    m->p.at[y + 16 * r][x + 16 * c] = prob;
+                    m->p.at[y + 16 * r][x + 16 * c] = rounded(prob);
                     s[r][c] = prob * (dp[r][c] - dot);
                 }
             }
@@ -340,15 +394,13 @@ template <int E> __global__ void __launch_bounds__(THREADS) dkv_kernel(struct at
             __syncthreads();
             for (int r = 0; r < EACH; r++)
                 for (int c = 0; c < EACH; c++)
-                    m->p.at[y + 16 * r][x + 16 * c] = s[r][c];
+                    m->p.at[y + 16 * r][x + 16 * c] = rounded(s[r][c]);
             __syncthreads();
             gather<E>(dk, &m->p, &m->other_a);
         }
     }
-    for (int r = 0; r < EACH; r++)
-        scale[r] = a.scale, one[r] = 1;
-    put_tile<E>(a.dk + p.at_kv, p.ld_k, p.from, p.n, p.e, dk, scale);
-    put_tile<E>(a.dv + p.at_kv, p.ld_k, p.from, p.n, p.e, dv, one);
+    put_tile<E>(a.dk + p.at_kv, p.ld_k, p.from, p.n, p.e, dk, a.scale, NULL);
+    put_tile<E>(a.dv + p.at_kv, p.ld_k, p.from, p.n, p.e, dv, 1, NULL);
 }
 
 template <int E> static cudaError_t setup(void) {

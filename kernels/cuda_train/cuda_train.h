@@ -16,8 +16,7 @@
 enum {
     WINDOWS = 16,
     PINNED_BYTES = 4 << 20,
-    THREADS = 256,      /* of a block, unless a kernel says otherwise */
-    LARGEST_PARTS = 256 /* blocks of the search for the largest magnitude */
+    THREADS = 256 /* of a block, unless a kernel says otherwise */
 };
 
 /* Device memory that an operator uses while it runs; grows to what was ever asked for. */
@@ -27,6 +26,8 @@ enum scratch {
     SCRATCH_PARTS,   /* partial sums of rows and columns */
     SCRATCH_VECTORS, /* vectors as long as a matrix's sides */
     SCRATCH_ROWS,    /* a few numbers for each row of a batch */
+    SCRATCH_HELD,    /* HELD of them: FP16 copies of what is held */
+    SCRATCH_HELD_END = SCRATCH_HELD + HELD - 1,
     N_SCRATCH
 };
 
@@ -39,10 +40,16 @@ struct window {
 
 /* Scale and unscaling of products' operands: device. */
 struct product_scales {
-    float left[LARGEST_PARTS], right[LARGEST_PARTS]; /* largest magnitudes by block */
-    float left_inverse;                              /* 1 / the first operand's scale */
-    float alpha;                                     /* 1 / both scales */
+    uint32_t largest[2];                  /* magnitudes, as bits: of this search and of the next */
+    float left, right, alpha, held[HELD]; /* 1 / an operand's scale; 1 / both */
     float zero, one;
+};
+
+/* An operand that does not change for a while (train_ops.hold). */
+struct held {
+    const float *x;
+    size_t n;
+    bool is_made; /* its copy and its scale */
 };
 
 struct cuda_train {
@@ -57,6 +64,8 @@ struct cuda_train {
     void *scratch[N_SCRATCH];
     size_t scratch_bytes[N_SCRATCH];
     struct product_scales *scales; /* device */
+    int32_t search;                /* which of scales->largest is 0 */
+    struct held held[HELD];
     err_t error;
     struct why why;
     int32_t max_head; /* head dim that attention has room for */
@@ -107,6 +116,7 @@ void cuda_train_merge(struct train *t, const struct train_weights *base,
                       const struct train_delta *d, struct train_weights *out);
 void cuda_train_unmerge(struct train *t, const struct train_delta *x, float sign, float *d);
 
+void cuda_train_hold(struct train *t, int32_t place, const float *x, size_t n);
 void cuda_train_product(struct train *t, int32_t rows, const float *x,
                         const struct train_weights *w, float *y, bool add);
 void cuda_train_product_dx(struct train *t, int32_t rows, const float *dy,
@@ -139,8 +149,8 @@ void cuda_train_axpy(struct train *t, size_t n, float scale, const float *y, flo
 
 void cuda_train_decode_attention(struct train *t, int32_t rows, const int32_t *slot,
                                  const int32_t *position, int32_t cap, struct train_heads heads,
-                                 const float *q, const float *k, const float *v, float *cache_k,
-                                 float *cache_v, float *ctx);
+                                 const float *q, const float *k, const float *v, void *cache_k,
+                                 void *cache_v, float *ctx);
 void cuda_train_draw(struct train *t, int32_t rows, int32_t vocab, const float *logits,
                      float temperature, const float *u, int32_t *out);
 void cuda_train_distil(struct train *t, int32_t rows, int32_t vocab, const float *student,

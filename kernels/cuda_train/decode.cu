@@ -2,21 +2,92 @@
 #include "kernels/cuda_train/cuda_train.h"
 #include "kernels/cuda_train/reduce.cuh"
 
-enum { DECODE_WARPS = 8, LANE_DIMS = 8, DRAW_THREADS = 1024 };
+enum { DECODE_WARPS = 8, DECODE_KEYS = 4, DRAW_THREADS = 1024 };
 
 struct decode_args {
     const int32_t *slot, *position;
     int32_t cap;
     struct train_heads heads;
     const float *q, *k, *v;
-    float *cache_k, *cache_v, *ctx;
+    __half *cache_k, *cache_v;
+    float *ctx;
 };
 
+/* A lane's head dims: 2 lane + 64 i and the one after. */
+template <int PAIRS> struct lane_dims { float at[2 * PAIRS]; };
+template <int PAIRS>
+static __device__ __forceinline__ struct lane_dims<PAIRS> fetch(const float *x, int32_t e) {
+    struct lane_dims<PAIRS> r;
+#pragma unroll
+    for (int i = 0; i < 2 * PAIRS; i++) {
+        int32_t d = 2 * ((int32_t)threadIdx.x % 32) + i / 2 * 64 + i % 2;
+        r.at[i] = d < e ? x[d] : 0;
+    }
+    return r;
+}
+/* The same of a cached row, two numbers at a time: head dims are even. */
+template <int PAIRS>
+static __device__ __forceinline__ void fetch(__half2 (&r)[PAIRS], const __half *x, int32_t e) {
+#pragma unroll
+    for (int i = 0; i < PAIRS; i++) {
+        int32_t d = 2 * ((int32_t)threadIdx.x % 32) + i * 64;
+        r[i] = d < e ? *(const __half2 *)(x + d) : __half2();
+    }
+}
+
+/* What a warp has of a row's softmax. */
+template <int PAIRS> struct attended {
+    float top, sum;
+    struct lane_dims<PAIRS> ctx;
+};
+
+/* KEYS keys at once, so that their loads run beside one another; those from `end` on do not count.
+ */
+template <int PAIRS, int KEYS>
+static __device__ __forceinline__ void attend(struct attended<PAIRS> &a,
+                                              const struct lane_dims<PAIRS> &q, const __half *k,
+                                              const __half *v, size_t ld, int32_t e, int32_t n) {
+    __half2 key[KEYS][PAIRS], value[KEYS][PAIRS];
+    float dot[KEYS], most = a.top;
+#pragma unroll
+    for (int j = 0; j < KEYS; j++) {
+        size_t at = (size_t)(j < n ? j : 0) * ld;
+        fetch<PAIRS>(key[j], k + at, e), fetch<PAIRS>(value[j], v + at, e);
+    }
+#pragma unroll
+    for (int j = 0; j < KEYS; j++) {
+        dot[j] = 0;
+#pragma unroll
+        for (int i = 0; i < PAIRS; i++) {
+            float2 x = __half22float2(key[j][i]);
+            dot[j] += q.at[2 * i] * x.x + q.at[2 * i + 1] * x.y;
+        }
+        dot[j] = j < n ? warp_sum(dot[j]) : -INFINITY;
+        most = fmaxf(most, dot[j]);
+    }
+    float shrink = expf(a.top - most);
+    a.top = most, a.sum *= shrink;
+#pragma unroll
+    for (int i = 0; i < 2 * PAIRS; i++)
+        a.ctx.at[i] *= shrink;
+#pragma unroll
+    for (int j = 0; j < KEYS; j++) {
+        float weight = expf(dot[j] - most);
+        a.sum += weight;
+#pragma unroll
+        for (int i = 0; i < PAIRS; i++) {
+            float2 x = __half22float2(value[j][i]);
+            a.ctx.at[2 * i] += weight * x.x, a.ctx.at[2 * i + 1] += weight * x.y;
+        }
+    }
+}
+
 /* A block has one head of one row. Its warps take keys in turn, each with a softmax of its own, and
- * are joined in their order. A lane has head dims lane + 32 i. The row's own key comes from k, v;
- * the first head of a group puts it into the cache, which nobody reads there meanwhile. */
-__global__ void decode_kernel(struct decode_args a) {
-    __shared__ float part[DECODE_WARPS][32 * LANE_DIMS], tops[DECODE_WARPS], sums[DECODE_WARPS];
+ * are joined in their order. The row's own key and value come from k, v, rounded as the cache will
+ * have them: each block attends to it by itself, and the first head of a group puts it there. */
+template <int PAIRS> __global__ void decode_kernel(struct decode_args a) {
+    __shared__ float part[DECODE_WARPS][64 * PAIRS], tops[DECODE_WARPS], sums[DECODE_WARPS];
+    __shared__ __half own_k[64 * PAIRS], own_v[64 * PAIRS];
     int32_t e = a.heads.head_dim, row = (int32_t)blockIdx.x, head = (int32_t)blockIdx.y;
     int32_t group = a.heads.n_heads / a.heads.n_kv_heads, kv = head / group;
     int32_t warp = (int32_t)threadIdx.x / 32, lane = (int32_t)threadIdx.x % 32;
@@ -26,29 +97,37 @@ __global__ void decode_kernel(struct decode_args a) {
     size_t cache = (size_t)a.slot[row] * (size_t)a.cap * ld + (size_t)(kv * e);
     size_t at_q = (size_t)row * (size_t)(a.heads.n_heads * e) + (size_t)(head * e);
     size_t at_k = (size_t)row * ld + (size_t)(kv * e);
-    float q[LANE_DIMS], ctx[LANE_DIMS] = {}, top = -INFINITY, sum = 0;
-    float scale = 1.0f / sqrtf((float)e);
-    for (int i = 0; i < LANE_DIMS; i++)
-        q[i] = lane + 32 * i < e ? a.q[at_q + (size_t)(lane + 32 * i)] * scale : 0;
-    for (int32_t t = from + warp; t <= own; t += DECODE_WARPS) {
-        const float *k = t == own ? a.k + at_k : a.cache_k + cache + (size_t)t * ld;
-        const float *v = t == own ? a.v + at_k : a.cache_v + cache + (size_t)t * ld;
-        float dot = 0;
-        for (int i = 0; i < LANE_DIMS; i++)
-            dot += lane + 32 * i < e ? q[i] * k[lane + 32 * i] : 0;
-        dot = warp_sum(dot);
-        float most = fmaxf(top, dot), shrink = expf(top - most), weight = expf(dot - most);
-        sum = sum * shrink + weight;
-        for (int i = 0; i < LANE_DIMS; i++)
-            ctx[i] = ctx[i] * shrink + (lane + 32 * i < e ? weight * v[lane + 32 * i] : 0);
-        top = most;
+    for (int32_t i = (int32_t)threadIdx.x; i < e; i += 32 * DECODE_WARPS) {
+        own_k[i] = __float2half_rn(a.k[at_k + (size_t)i]);
+        own_v[i] = __float2half_rn(a.v[at_k + (size_t)i]);
+        if (head % group == 0) { /* nobody reads it there meanwhile */
+            a.cache_k[cache + (size_t)own * ld + (size_t)i] = own_k[i];
+            a.cache_v[cache + (size_t)own * ld + (size_t)i] = own_v[i];
+        }
     }
-    if (lane == 0)
-        tops[warp] = top, sums[warp] = sum;
-    for (int i = 0; i < LANE_DIMS; i++)
-        part[warp][lane + 32 * i] = ctx[i];
+    struct lane_dims<PAIRS> q = fetch<PAIRS>(a.q + at_q, e);
+    struct attended<PAIRS> seen = {
+        - 1e30f, 0, {
+        }
+    };
+    float scale = 1.0f / sqrtf((float)e);
+#pragma unroll
+    for (int i = 0; i < 2 * PAIRS; i++)
+        q.at[i] *= scale;
+    for (int32_t t = from + warp * DECODE_KEYS; t < own; t += DECODE_WARPS * DECODE_KEYS) {
+        size_t at = cache + (size_t)t * ld;
+        attend<PAIRS, DECODE_KEYS>(seen, q, a.cache_k + at, a.cache_v + at, ld, e, own - t);
+    }
     __syncthreads();
-    for (int32_t i = (int32_t)threadIdx.x; i < e; i += THREADS) {
+    if (warp == 0)
+        attend<PAIRS, 1>(seen, q, own_k, own_v, 0, e, 1);
+    if (lane == 0)
+        tops[warp] = seen.top, sums[warp] = seen.sum;
+#pragma unroll
+    for (int i = 0; i < 2 * PAIRS; i++)
+        part[warp][2 * lane + i / 2 * 64 + i % 2] = seen.ctx.at[i];
+    __syncthreads();
+    for (int32_t i = (int32_t)threadIdx.x; i < e; i += 32 * DECODE_WARPS) {
         float most = tops[0], total = 0, out = 0;
         for (int w = 1; w < DECODE_WARPS; w++)
             most = fmaxf(most, tops[w]);
@@ -58,26 +137,30 @@ __global__ void decode_kernel(struct decode_args a) {
             out += weight * part[w][i];
         }
         a.ctx[at_q + (size_t)i] = out / total;
-        if (head % group == 0) {
-            a.cache_k[cache + (size_t)own * ld + (size_t)i] = a.k[at_k + (size_t)i];
-            a.cache_v[cache + (size_t)own * ld + (size_t)i] = a.v[at_k + (size_t)i];
-        }
     }
 }
 
 void cuda_train_decode_attention(struct train *t, int32_t rows, const int32_t *slot,
                                  const int32_t *position, int32_t cap, struct train_heads heads,
-                                 const float *q, const float *k, const float *v, float *cache_k,
-                                 float *cache_v, float *ctx) {
+                                 const float *q, const float *k, const float *v, void *cache_k,
+                                 void *cache_v, float *ctx) {
     struct cuda_train *c = cuda_train_of(t);
-    if (heads.head_dim > 32 * LANE_DIMS)
-        cuda_train_fail(c, E_UNSUPPORTED,
-                        "the CUDA backend decodes models with heads of at most 256 numbers");
+    if (heads.head_dim > 256 || heads.head_dim % 2)
+        cuda_train_fail(
+            c, E_UNSUPPORTED,
+            "the CUDA backend decodes models with heads of at most 256 numbers, an even "
+            "count of them");
     if (c->error || !rows)
         return;
-    struct decode_args a = {slot, position, cap, heads, q, k, v, cache_k, cache_v, ctx};
-    decode_kernel<<<dim3((unsigned)rows, (unsigned)heads.n_heads), 32 * DECODE_WARPS, 0,
-                    c->stream>>>(a);
+    struct decode_args a = {
+        slot, position, cap, heads, q, k, v, (__half *)cache_k, (__half *)cache_v, ctx};
+    dim3 grid((unsigned)rows, (unsigned)heads.n_heads);
+    if (heads.head_dim <= 64)
+        decode_kernel<1><<<grid, 32 * DECODE_WARPS, 0, c->stream>>>(a);
+    else if (heads.head_dim <= 128)
+        decode_kernel<2><<<grid, 32 * DECODE_WARPS, 0, c->stream>>>(a);
+    else
+        decode_kernel<4><<<grid, 32 * DECODE_WARPS, 0, c->stream>>>(a);
     cuda_train_launched(c, "decode_attention");
 }
 

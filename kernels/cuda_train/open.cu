@@ -70,6 +70,7 @@ static const struct train_ops *ops(void) {
     o.load = cuda_train_load;
     o.merge = cuda_train_merge;
     o.unmerge = cuda_train_unmerge;
+    o.hold = cuda_train_hold;
     o.product = cuda_train_product;
     o.product_dx = cuda_train_product_dx;
     o.product_dw = cuda_train_product_dw;

@@ -1,11 +1,12 @@
 /* Dense products by cuBLAS. FP32 operands go to the tensor cores as FP16 times a power of two that
  * brings their largest magnitude to [2^14, 2^15): numbers down to 2^-29 of the largest keep all
  * their bits, gradients however small do not vanish. The sum is FP32 and the scales are undone by
- * alpha, which never leaves the device. Weights are taken as they are. */
+ * alpha, which never leaves the device. Weights are taken as they are. Of operands that are held a
+ * copy is made when first asked for. */
 #include "kernels/cuda_train/cuda_train.h"
 #include "kernels/cuda_train/reduce.cuh"
 
-enum { CHUNK = THREADS * 4, MAX_SCALE = 60, MAX_BLOCKS = 2048 };
+enum { CHUNK = THREADS * 4, MAX_SCALE = 60, MAX_BLOCKS = 1024 };
 
 /* Four numbers side by side; wide: they are aligned. */
 static __device__ __forceinline__ void load4(float (&v)[4], const float *x, bool wide) {
@@ -15,10 +16,11 @@ static __device__ __forceinline__ void load4(float (&v)[4], const float *x, bool
         v[0] = x[0], v[1] = x[1], v[2] = x[2], v[3] = x[3];
 }
 
-/* part [gridDim.x] = largest |x| of each block's share. */
-__global__ void largest_kernel(const float *x, size_t n, float *part) {
+/* *bits = largest |x|, which as an unsigned number is in the order of its bits. */
+__global__ void largest_kernel(const float *x, size_t n, uint32_t *bits) {
     float most = 0;
     size_t step = (size_t)gridDim.x * CHUNK, at = (size_t)blockIdx.x * CHUNK + threadIdx.x * 4;
+#pragma unroll 4
     for (; at + 4 <= n; at += step) {
         float v[4];
         load4(v, x + at, (uintptr_t)x % 16 == 0);
@@ -30,19 +32,21 @@ __global__ void largest_kernel(const float *x, size_t n, float *part) {
         most = fmaxf(most, fabsf(x[at]));
     struct top top = block_top({most, 0});
     if (threadIdx.x == 0)
-        part[blockIdx.x] = top.value;
+        atomicMax(bits, __float_as_uint(top.value));
 }
 
-/* to [n] = x * 2^s. inverse = 2^-s (times *other unless NULL). */
-__global__ void narrow_kernel(const float *x, size_t n, const float *part, int32_t n_parts,
-                              __half *to, float *inverse, const float *other) {
-    struct top most = block_top(part, n_parts);
-    int e = most.value > 0 ? 14 - ((int)(__float_as_uint(most.value) >> 23) - 127) : 0;
+/* to [n] = x * 2^s, *inverse = 2^-s; *next = 0 for the next search. */
+__global__ void narrow_kernel(const float *x, size_t n, const uint32_t *bits, uint32_t *next,
+                              __half *to, float *inverse) {
+    int e = *bits ? 14 - ((int)(*bits >> 23) - 127) : 0;
     e = e > MAX_SCALE ? MAX_SCALE : e < -MAX_SCALE ? -MAX_SCALE : e;
     float scale = __uint_as_float((uint32_t)(127 + e) << 23);
-    if (blockIdx.x == 0 && threadIdx.x == 0)
-        *inverse = __uint_as_float((uint32_t)(127 - e) << 23) * (other ? *other : 1.0f);
+    if (blockIdx.x == 0 && threadIdx.x == 0) {
+        *inverse = __uint_as_float((uint32_t)(127 - e) << 23);
+        *next = 0;
+    }
     size_t step = (size_t)gridDim.x * CHUNK, at = (size_t)blockIdx.x * CHUNK + threadIdx.x * 4;
+#pragma unroll 4
     for (; at + 4 <= n; at += step) {
         float v[4];
         uint16_t h[4];
@@ -56,63 +60,92 @@ __global__ void narrow_kernel(const float *x, size_t n, const float *part, int32
         to[at] = __float2half_rn(x[at] * scale);
 }
 
-/* The FP16 copy of x [n] in scratch. other: what *inverse is to contain besides. */
-static const __half *narrow(struct cuda_train *c, enum scratch which, const float *x, size_t n,
-                            float *inverse, const float *other) {
+__global__ void alpha_kernel(const float *a, const float *b, float *alpha) {
+    *alpha = *a * *b;
+}
+
+/* An operand in FP16, and 1 / its scale (device). */
+struct narrowed {
+    const __half *x; /* NULL: an error */
+    const float *inverse;
+};
+
+static struct narrowed narrow_to(struct cuda_train *c, enum scratch which, float *inverse,
+                                 const float *x, size_t n) {
     __half *to = (__half *)cuda_train_scratch(c, which, (n + 7) * sizeof *to);
     if (!to)
-        return NULL;
-    float *part = which == SCRATCH_LEFT ? c->scales->left : c->scales->right;
-    unsigned blocks = blocks_of(n, CHUNK), parts = blocks < LARGEST_PARTS ? blocks : LARGEST_PARTS,
-             wide = blocks < MAX_BLOCKS ? blocks : MAX_BLOCKS;
-    largest_kernel<<<parts, THREADS, 0, c->stream>>>(x, n, part);
-    narrow_kernel<<<wide, THREADS, 0, c->stream>>>(x, n, part, (int32_t)parts, to, inverse, other);
+        return {NULL, NULL};
+    uint32_t *bits = &c->scales->largest[c->search], *next = &c->scales->largest[1 - c->search];
+    unsigned blocks = blocks_of(n, CHUNK), parts = blocks < MAX_BLOCKS ? blocks : MAX_BLOCKS;
+    largest_kernel<<<parts, THREADS, 0, c->stream>>>(x, n, bits);
+    narrow_kernel<<<parts, THREADS, 0, c->stream>>>(x, n, bits, next, to, inverse);
+    c->search = 1 - c->search;
     cuda_train_launched(c, "a product's operand");
-    return to;
+    return {to, inverse};
+}
+
+/* The FP16 copy of x [n]: that which is held, or one in scratch. */
+static struct narrowed narrow(struct cuda_train *c, enum scratch which, const float *x, size_t n) {
+    struct product_scales *s = c->scales;
+    for (int32_t i = 0; i < HELD; i++) {
+        struct held *h = &c->held[i];
+        enum scratch place = (enum scratch)(SCRATCH_HELD + i);
+        if (h->x != x || h->n != n)
+            continue;
+        struct narrowed r = {(const __half *)c->scratch[place], &s->held[i]};
+        if (!h->is_made)
+            r = narrow_to(c, place, &s->held[i], x, n);
+        h->is_made = r.x != NULL;
+        return r;
+    }
+    return narrow_to(c, which, which == SCRATCH_LEFT ? &s->left : &s->right, x, n);
+}
+
+void cuda_train_hold(struct train *t, int32_t place, const float *x, size_t n) {
+    cuda_train_of(t)->held[place] = {x, n, false};
 }
 
 /* cuBLAS sees every row-major matrix transposed: C' = B' A'. */
 static void multiply(struct cuda_train *c, cublasOperation_t op_b, cublasOperation_t op_a,
                      int32_t n, int32_t m, int32_t k, const __half *b, int32_t ldb, const __half *a,
-                     int32_t lda, float *out, bool add) {
+                     int32_t lda, const float *alpha, float *out, bool add) {
     const float *beta = add ? &c->scales->one : &c->scales->zero;
     cuda_train_note_blas(c,
-                         cublasGemmEx(c->blas, op_b, op_a, n, m, k, &c->scales->alpha, b,
-                                      CUDA_R_16F, ldb, a, CUDA_R_16F, lda, beta, out, CUDA_R_32F, n,
-                                      CUBLAS_COMPUTE_32F, CUBLAS_GEMM_DEFAULT),
+                         cublasGemmEx(c->blas, op_b, op_a, n, m, k, alpha, b, CUDA_R_16F, ldb, a,
+                                      CUDA_R_16F, lda, beta, out, CUDA_R_32F, n, CUBLAS_COMPUTE_32F,
+                                      CUBLAS_GEMM_DEFAULT),
                          "a product");
 }
 
 void cuda_train_product(struct train *t, int32_t rows, const float *x,
                         const struct train_weights *w, float *y, bool add) {
     struct cuda_train *c = cuda_train_of(t);
-    const __half *a =
-        narrow(c, SCRATCH_LEFT, x, (size_t)rows * (size_t)w->k, &c->scales->alpha, NULL);
-    if (a)
-        multiply(c, CUBLAS_OP_T, CUBLAS_OP_N, w->n, rows, w->k, (const __half *)w->w, w->k, a, w->k,
-                 y, add);
+    struct narrowed a = narrow(c, SCRATCH_LEFT, x, (size_t)rows * (size_t)w->k);
+    if (a.x)
+        multiply(c, CUBLAS_OP_T, CUBLAS_OP_N, w->n, rows, w->k, (const __half *)w->w, w->k, a.x,
+                 w->k, a.inverse, y, add);
 }
 
 void cuda_train_product_dx(struct train *t, int32_t rows, const float *dy,
                            const struct train_weights *w, float *dx, bool add) {
     struct cuda_train *c = cuda_train_of(t);
-    const __half *a =
-        narrow(c, SCRATCH_LEFT, dy, (size_t)rows * (size_t)w->n, &c->scales->alpha, NULL);
-    if (a)
-        multiply(c, CUBLAS_OP_N, CUBLAS_OP_N, w->k, rows, w->n, (const __half *)w->w, w->k, a, w->n,
-                 dx, add);
+    struct narrowed a = narrow(c, SCRATCH_LEFT, dy, (size_t)rows * (size_t)w->n);
+    if (a.x)
+        multiply(c, CUBLAS_OP_N, CUBLAS_OP_N, w->k, rows, w->n, (const __half *)w->w, w->k, a.x,
+                 w->n, a.inverse, dx, add);
 }
 
 void cuda_train_product_dw(struct train *t, int32_t rows, const float *dy, int32_t n,
                            const float *x, int32_t k, float *dw) {
     struct cuda_train *c = cuda_train_of(t);
-    struct product_scales *s = c->scales;
-    const __half *a = narrow(c, SCRATCH_LEFT, dy, (size_t)rows * (size_t)n, &s->left_inverse, NULL);
-    const __half *b =
-        a ? narrow(c, SCRATCH_RIGHT, x, (size_t)rows * (size_t)k, &s->alpha, &s->left_inverse)
-          : NULL;
-    if (b)
-        multiply(c, CUBLAS_OP_N, CUBLAS_OP_T, k, n, rows, b, k, a, n, dw, false);
+    struct narrowed a = narrow(c, SCRATCH_LEFT, dy, (size_t)rows * (size_t)n), b = {NULL, NULL};
+    if (a.x)
+        b = narrow(c, SCRATCH_RIGHT, x, (size_t)rows * (size_t)k);
+    if (!b.x)
+        return;
+    alpha_kernel<<<1, 1, 0, c->stream>>>(a.inverse, b.inverse, &c->scales->alpha);
+    cuda_train_launched(c, "a product's scale");
+    multiply(c, CUBLAS_OP_N, CUBLAS_OP_T, k, n, rows, b.x, k, a.x, n, &c->scales->alpha, dw, false);
 }
 
 /* An operand of `rows` x `cols` as cuBLAS has it, by whichever of its strides is 1. A stride along
