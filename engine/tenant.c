@@ -70,12 +70,12 @@ static void drop_table(struct tenant_store *s, struct rope_table *t) {
 /* ---- memory: the limit, and the thread that frees -------------------------------------------- */
 
 /* Counts `bytes` more, instead of `before` counted already. Waits for tenants on their way out
- * before it says no. */
+ * before it says no, and without a limit in any case: the device would. */
 static err_t reserve(struct tenant_store *s, size_t before, size_t bytes, const char *label,
                      struct why *why) {
     err_t e = E_OK;
     pthread_mutex_lock(&s->lock);
-    while (s->max_bytes && s->bytes - before + bytes > s->max_bytes && s->n_freeing > 0)
+    while (s->n_freeing > 0 && (!s->max_bytes || s->bytes - before + bytes > s->max_bytes))
         pthread_cond_wait(&s->changed, &s->lock);
     size_t others = s->bytes - before;
     if (s->max_bytes && others + bytes > s->max_bytes)

@@ -16,10 +16,10 @@ static json_t *parse_or_empty(const char *text) {
 
 static json_t *describe(const struct served *m) {
     const struct tenant_info *i = m->info;
-    return json_pack("{s:s,s:s,s:I,s:s,s:I,s:I,s:f,s:i,s:i,s:I,s:o,s:o}", "name", m->name, "hash",
-                     i->hash, "generation", (json_int_t)i->generation, "fingerprint",
-                     m->fingerprint, "bytes", (json_int_t)i->bytes, "file_bytes",
-                     (json_int_t)i->file_bytes, "bits_per_weight", i->bits_per_weight,
+    return json_pack("{s:s,s:s,s:I,s:s,s:b,s:I,s:I,s:f,s:i,s:i,s:I,s:o,s:o}", "name", m->name,
+                     "hash", i->hash, "generation", (json_int_t)i->generation, "fingerprint",
+                     m->fingerprint, "resident", !m->away, "bytes", (json_int_t)i->bytes,
+                     "file_bytes", (json_int_t)i->file_bytes, "bits_per_weight", i->bits_per_weight,
                      "max_model_len", (int)i->context, "vocab", (int)i->vocab, "loaded",
                      (json_int_t)i->loaded_unix_s, "made", parse_or_empty(i->made_json), "quality",
                      parse_or_empty(i->quality_json));
@@ -103,7 +103,7 @@ void admin_list(struct server *s, struct exchange *x) {
 
 void admin_one(struct server *s, struct exchange *x) {
     struct served *m = registry_find(&s->registry, route_rest(x));
-    if (m && m->tenant)
+    if (m && m != s->registry.base)
         http_reply_json(x, 200, describe(m));
     else
         http_reply_error(x, E_NO_MODEL, "name", NULL);

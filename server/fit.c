@@ -53,6 +53,8 @@ err_t fit_check(const struct params *p, const struct tenant_info *info, const ch
 err_t fit_request(const struct params *p, const struct prompt *prompt, const struct served *model,
                   int draw, struct gen_request *r) {
     *r = p->gen;
+    if (model->away) /* never the base in its place */
+        return E_INTERNAL;
     r->tenant = model->tenant;
     r->seed += (uint64_t)draw;
     r->n_ids = prompt->n_ids;

@@ -206,10 +206,9 @@ static void remove_gone(struct server *s, const struct wants *w) {
 static bool is_current(const struct server *s, const struct want *want) {
     const struct served *m = registry_find(&s->registry, want->name);
     struct file_stamp now;
-    return m && m->tenant && m->path && strcmp(m->name, want->name) == 0 &&
-           strcmp(m->path, want->path) == 0 && stamp_of(s, want->path, &now) &&
-           now.inode == m->stamp.inode && now.bytes == m->stamp.bytes &&
-           now.changed_ns == m->stamp.changed_ns;
+    return m && m->path && strcmp(m->name, want->name) == 0 && strcmp(m->path, want->path) == 0 &&
+           stamp_of(s, want->path, &now) && now.inode == m->stamp.inode &&
+           now.bytes == m->stamp.bytes && now.changed_ns == m->stamp.changed_ns;
 }
 
 void folder_reload(struct server *s) {

@@ -1,5 +1,6 @@
 #include "server/generation.h"
 
+#include <stddef.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/random.h>
@@ -16,6 +17,7 @@ enum {
     INLINE_BODY_BYTES = 32768, /* larger bodies are parsed by a worker */
     INLINE_TEXT_BYTES = 4096,  /* longer prompts are tokenised by a worker: about 1 ms */
     EVENTS = 64,
+    MAX_WAITS = 4, /* a model that was brought back and went again this often is not waited for */
 };
 
 /* What the generation knows of one choice beside its text. */
@@ -44,6 +46,8 @@ struct generation {
     bool has_reply, working;
     bool running; /* the engine has it; false again once it is counted */
     uv_work_t work;
+    struct waiter waiter; /* for its model; `working` meanwhile */
+    int n_waits;
     err_t error;
     const char *field; /* parameter that the error is about */
     struct why why;
@@ -372,13 +376,35 @@ static err_t find_model(struct generation *g) {
     if (!p->model[0])
         return why_set(&g->why, E_INVAL, "'model' is required.");
     struct served *model = registry_find(&s->registry, p->model);
+    bool ready = true;
     if (!model)
         return why_set(&g->why, E_NO_MODEL, "The model '%.64s' does not exist here.", p->model);
     g->field = NULL;
+    if (model != s->registry.base) {
+        err_t e = ++g->n_waits > MAX_WAITS ? E_NOMEM : residency_want(s, model, &g->waiter, &ready);
+        if (e)
+            return e;
+    }
+    g->working = !ready;
+    if (!ready)
+        return E_OK;
     g->model = served_ref(model);
     params_apply_defaults(p, model->generation);
     metrics_tenant(&s->metrics, model->name)->requests++;
     return E_OK;
+}
+
+static void parsed(struct generation *g);
+
+static void woken(struct waiter *w, err_t e) {
+    struct generation *g = (struct generation *)((char *)w - offsetof(struct generation, waiter));
+    g->working = false;
+    if (e) { /* the log says more */
+        g->error = e == E_NOMEM ? E_NOMEM : E_INTERNAL;
+        why_set(&g->why, g->error, "The model '%.64s' cannot be brought back to the device%s.",
+                g->params.model, e == E_NOMEM ? " while others are in use" : "");
+    }
+    parsed(g);
 }
 
 static size_t text_bytes(const struct generation *g) {
@@ -398,8 +424,10 @@ static void parsed(struct generation *g) {
         g->error = check_choices(g);
     if (!g->error)
         g->error = find_model(g);
+    if (!g->error && !g->model) /* woken() goes on */
+        return;
     if (g->error) {
-        s->metrics.rejected_params += g->error != E_NO_MODEL;
+        s->metrics.rejected_params += g->error != E_NO_MODEL && err_http_status(g->error) < 500;
         fail(g, g->error, g->field, &g->why);
         return;
     }
@@ -435,6 +463,7 @@ void generation_start(struct server *s, struct exchange *x, const struct surface
     g->surface = surface;
     g->x = x;
     g->work.data = g;
+    g->waiter.wake = woken;
     g->start_us = x->start_us;
     snprintf(g->id, sizeof g->id, "%s%s", surface->id_prefix, x->id);
     g->body = http_take_body(x);

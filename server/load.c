@@ -13,6 +13,11 @@
 #include "config/log.h"
 #include "server/server.h"
 
+enum {
+    ROOM_WAIT_US = 30000000, /* about what a client waits for a queue */
+    ROOM_RETRY_US = 90000,
+};
+
 err_t load_open_beneath(int root, const char *path, int *fd, struct file_stamp *stamp,
                         struct why *why) {
     if (root < 0)
@@ -60,6 +65,17 @@ static void read_file(struct load *l) {
     close(fd);
 }
 
+/* Room for a tenant that found none: another one goes away. */
+static bool make_room(const struct load *l) {
+    struct server *s = l->server;
+    const struct served *gone = l->error == E_NOMEM ? registry_evict(&s->registry, l->name) : NULL;
+    if (!gone)
+        return false;
+    s->metrics.tenant_evictions++;
+    log_info("tenant", "op=evict name=%s print=%s for=%s", gone->name, gone->fingerprint, l->name);
+    return true;
+}
+
 /* Registers what was read, tells whoever asked, frees l. */
 static err_t finish(struct load *l) {
     struct server *s = l->server;
@@ -81,8 +97,10 @@ static err_t finish(struct load *l) {
         } else {
             s->metrics.tenant_loads++;
             log_info("tenant", "op=%s name=%s print=%s bytes=%zu us=%lld",
-                     replaced ? "replace" : "add", l->name, m->fingerprint, m->info->bytes,
-                     (long long)(mono_us() - l->start_us));
+                     l->returns ? "return"
+                     : replaced ? "replace"
+                                : "add",
+                     l->name, m->fingerprint, m->info->bytes, (long long)(mono_us() - l->start_us));
         }
     }
     err_t e = l->error;
@@ -93,7 +111,9 @@ static err_t finish(struct load *l) {
 }
 
 err_t load_now(struct load *l) {
-    read_file(l);
+    do
+        read_file(l);
+    while (make_room(l));
     return finish(l);
 }
 
@@ -101,23 +121,48 @@ static void work_read(uv_work_t *w) {
     read_file(w->data);
 }
 
-static void start_next(struct server *s);
+/* Behind the others, to be tried again: room is made by requests that end. */
+static bool wait_for_room(struct load *l) {
+    struct server *s = l->server;
+    int64_t now = mono_us();
+    if (l->error != E_NOMEM || !l->returns || s->draining || now - l->start_us > ROOM_WAIT_US)
+        return false;
+    struct load **last = &s->loads;
+    while (*last)
+        last = &(*last)->next;
+    *last = l;
+    l->next = NULL;
+    l->tried_us = now;
+    return true;
+}
 
 static void after_read(uv_work_t *w, int status) {
     struct load *l = w->data;
     struct server *s = l->server;
     (void)status;
+    if (make_room(l)) {
+        uv_queue_work(&s->loop, &l->work, work_read, after_read);
+        return;
+    }
     s->loads = l->next;
     s->loading = false;
-    finish(l); /* may queue another */
-    start_next(s);
+    if (!wait_for_room(l))
+        finish(l); /* may queue another */
+    load_continue(s);
 }
 
-static void start_next(struct server *s) {
-    if (s->loads && !s->loading) {
-        s->loading = true;
-        uv_queue_work(&s->loop, &s->loads->work, work_read, after_read);
-    }
+void load_continue(struct server *s) {
+    struct load **at = &s->loads, *l;
+    int64_t now = mono_us();
+    while ((l = *at) && l->tried_us && now - l->tried_us < ROOM_RETRY_US && !s->draining)
+        at = &l->next;
+    if (!l || s->loading)
+        return;
+    *at = l->next; /* the one being read is the first */
+    l->next = s->loads;
+    s->loads = l;
+    s->loading = true;
+    uv_queue_work(&s->loop, &l->work, work_read, after_read);
 }
 
 void load_start(struct load *l) {
@@ -125,5 +170,5 @@ void load_start(struct load *l) {
     while (*last)
         last = &(*last)->next;
     *last = l;
-    start_next(l->server);
+    load_continue(l->server);
 }

@@ -23,6 +23,8 @@ struct load {
     err_t error;
     struct why why;
     int64_t start_us;
+    bool returns;     /* it was served before and is away (residency.c): it waits for room */
+    int64_t tried_us; /* when it last found none */
     bool (*wanted)(const struct load *l); /* asked before it is registered; NULL: yes */
     /* On the loop thread, before l is freed; m (borrowed) is NULL if l->error. May be NULL. */
     void (*done)(struct load *l, struct served *m, bool replaced);
@@ -37,6 +39,8 @@ err_t load_open_beneath(int root, const char *path, int *fd, struct file_stamp *
 struct load *load_new(struct server *s, const char *name, const char *path);
 /* Queues it and takes it over. */
 void load_start(struct load *l);
+/* Goes on with loads that wait for room; called every tenth of a second. */
+void load_continue(struct server *s);
 /* Reads and registers at once, before the loop runs; frees l. */
 err_t load_now(struct load *l);
 

@@ -6,6 +6,7 @@
 #include "config/log.h"
 #include "server/generation.h"
 #include "server/listen.h"
+#include "server/load.h"
 #include "server/route.h"
 #include "server/sdnotify.h"
 #include "server/server.h"
@@ -79,6 +80,7 @@ static void on_tick(uv_timer_t *t) {
         s->last_watchdog_us = now;
         sdnotify("WATCHDOG=1");
     }
+    load_continue(s);
     registry_refresh_base(&s->registry, engine_base_info(s->engine));
     if (s->draining)
         check_drain(s);

@@ -167,16 +167,19 @@ static void write_engine(const struct server *s, const struct engine_stats *e, s
           (double)s->metrics.tenant_loads);
     value(out, "bitdeltad_tenant_load_failures_total", "counter", "Tenant files refused.",
           (double)s->metrics.tenant_load_failures);
+    value(out, "bitdeltad_tenant_evictions_total", "counter",
+          "Tenants that went away to make room for others.", (double)s->metrics.tenant_evictions);
 }
 
 static void write_residency(const struct server *s, struct buf *out) {
     static const char name[] = "bitdeltad_tenant_resident_bytes";
     char label[600];
-    head(out, name, "gauge", "Device memory that a registered tenant holds.");
+    head(out, name, "gauge",
+         "Device memory that a registered tenant holds; 0: it is away until it is asked for.");
     for (int i = 0; i < s->registry.n && i < METRICS_MAX_TENANTS; i++)
         buf_printf(out, "%s{tenant=\"%s\"} %zu\n", name,
                    escape(s->registry.tenants[i]->name, label),
-                   s->registry.tenants[i]->info->bytes);
+                   s->registry.tenants[i]->away ? 0 : s->registry.tenants[i]->info->bytes);
 }
 
 static void write_tenants(const struct server *s, struct buf *out) {

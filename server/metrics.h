@@ -29,7 +29,7 @@ struct metrics {
     uint64_t http[METRICS_MAX_ROUTES][6]; /* [route][status / 100]; [0]: the client left */
     uint64_t rejected_auth, rejected_queue, rejected_params, unknown_fields, cancelled, stalled;
     uint64_t finished_stop, finished_length, finished_abort; /* answers */
-    uint64_t tenant_loads, tenant_load_failures;
+    uint64_t tenant_loads, tenant_load_failures, tenant_evictions;
     struct histogram first_token_s, between_tokens_s, whole_s;
     struct tenant_counts *tenant; /* [n_tenants] owned */
     int n_tenants;

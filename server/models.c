@@ -8,8 +8,8 @@
 static json_t *describe(const struct server *s, const struct served *m, const char *id) {
     return json_pack("{s:s,s:s,s:I,s:s,s:s,s:s?,s:i,s:s}", "id", id, "object", "model", "created",
                      (json_int_t)m->info->loaded_unix_s, "owned_by", "bitdeltad", "root",
-                     m->tenant ? s->registry.base->name : m->name, "parent",
-                     m->tenant ? s->registry.base->name : NULL, "max_model_len",
+                     m != s->registry.base ? s->registry.base->name : m->name, "parent",
+                     m != s->registry.base ? s->registry.base->name : NULL, "max_model_len",
                      (int)m->info->context, "system_fingerprint", m->fingerprint);
 }
 

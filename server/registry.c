@@ -5,6 +5,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "config/clock.h"
 #include "config/log.h"
 
 enum { MAX_TENANTS = 100000, MAX_ALIASES = 100000 };
@@ -30,7 +31,15 @@ static struct served *served_new(const char *name, struct tenant *tenant,
     s->refs = 1;
     snprintf(s->name, sizeof s->name, "%s", name);
     s->tenant = tenant;
+    s->used_us = mono_us();
     s->generation = info->generation_json ? json_loads(info->generation_json, 0, NULL) : NULL;
+    if (tenant) { /* outlives it */
+        s->facts = *info;
+        s->facts.made_json = info->made_json ? strdup(info->made_json) : NULL;
+        s->facts.quality_json = info->quality_json ? strdup(info->quality_json) : NULL;
+        s->facts.tokenizer_json = s->facts.generation_json = NULL;
+        info = &s->facts;
+    }
     set_info(s, info);
     return s;
 }
@@ -47,6 +56,8 @@ void served_unref(struct served *s) {
     json_decref(s->generation);
     tenant_unref(s->tenant);
     free(s->path);
+    free((char *)(uintptr_t)s->facts.made_json);
+    free((char *)(uintptr_t)s->facts.quality_json);
     free(s);
 }
 
@@ -239,12 +250,21 @@ static err_t reserve(struct registry *r, struct why *why) {
 static struct tenant *share_equal(const struct registry *r, struct tenant *tenant) {
     const char *hash = tenant_info(tenant)->hash;
     for (int i = 0; i < r->n; i++)
-        if (strcmp(r->tenants[i]->info->hash, hash) == 0) {
+        if (r->tenants[i]->tenant && strcmp(r->tenants[i]->info->hash, hash) == 0) {
             struct tenant *same = tenant_ref(r->tenants[i]->tenant);
             tenant_unref(tenant);
             return same;
         }
     return tenant;
+}
+
+/* The same bits read again are the same to whoever looks. */
+static void keep_identity(struct served *s, const struct served *before) {
+    if (strcmp(s->facts.hash, before->facts.hash) != 0)
+        return;
+    s->facts.generation = before->facts.generation;
+    s->facts.loaded_unix_s = before->facts.loaded_unix_s;
+    set_info(s, &s->facts);
 }
 
 err_t registry_put(struct registry *r, const char *name, struct tenant *tenant,
@@ -271,7 +291,8 @@ err_t registry_put(struct registry *r, const char *name, struct tenant *tenant,
         goto out;
     }
     tenant = NULL; /* s has it now */
-    e = tokenizer_extend(&s->own_tokenizer, base, s->info->tokenizer_json, s->info->vocab, why);
+    e = tokenizer_extend(&s->own_tokenizer, base, tenant_info(s->tenant)->tokenizer_json,
+                         s->info->vocab, why);
     if (e)
         goto out;
     s->tokenizer = s->own_tokenizer;
@@ -279,6 +300,7 @@ err_t registry_put(struct registry *r, const char *name, struct tenant *tenant,
     int i = place_of(r, name);
     *replaced = i < r->n && strcmp(r->tenants[i]->name, name) == 0;
     if (*replaced) {
+        keep_identity(s, r->tenants[i]);
         served_unref(r->tenants[i]);
     } else {
         memmove(r->tenants + i + 1, r->tenants + i, (size_t)(r->n - i) * sizeof *r->tenants);
@@ -291,6 +313,44 @@ out:
     served_unref(s);
     tenant_unref(tenant);
     return e;
+}
+
+/* Whether no name of these bits is in a request, or `but`. */
+static bool is_idle(const struct registry *r, const struct tenant *tenant, const char *but) {
+    for (int i = 0; i < r->n; i++) {
+        const struct served *m = r->tenants[i];
+        if (m->tenant == tenant && (m->refs > 1 || !m->path || strcmp(m->name, but) == 0))
+            return false;
+    }
+    return true;
+}
+
+struct served *registry_evict(struct registry *r, const char *but) {
+    struct served *oldest = NULL;
+    for (int i = 0; i < r->n; i++) {
+        struct served *m = r->tenants[i];
+        if (m->tenant && (!oldest || m->used_us < oldest->used_us) && is_idle(r, m->tenant, but))
+            oldest = m;
+    }
+    const struct tenant *gone = oldest ? oldest->tenant : NULL;
+    for (int i = 0; gone && i < r->n; i++) {
+        struct served *m = r->tenants[i];
+        if (m->tenant != gone)
+            continue;
+        m->away = true;
+        tenant_unref(m->tenant);
+        m->tenant = NULL;
+    }
+    return oldest;
+}
+
+bool registry_adopt(const struct registry *r, struct served *m) {
+    for (int i = 0; i < r->n && m->away; i++)
+        if (r->tenants[i]->tenant && strcmp(r->tenants[i]->facts.hash, m->facts.hash) == 0) {
+            m->tenant = tenant_ref(r->tenants[i]->tenant);
+            m->away = false;
+        }
+    return !m->away;
 }
 
 bool registry_remove(struct registry *r, const char *name) {

@@ -1,6 +1,8 @@
 /* What can be named in `model`: the base and the tenants. A name maps to a `served`: a tenant
  * handle with its tokenizer, counted, so that a request keeps what it started with while the name
- * moves on to other bits or goes away. Loop thread only. */
+ * moves on to other bits or goes away. A tenant that nobody uses may be away: its name, tokenizer
+ * and figures stay, its bits are read again when it is asked for (residency.c). Loop thread only.
+ */
 #ifndef SERVER_REGISTRY_H
 #define SERVER_REGISTRY_H
 
@@ -26,8 +28,11 @@ struct served {
     int refs;
     char name[256]; /* the base's name may be longer than a tenant's */
     char fingerprint[REGISTRY_PRINT_BYTES];
-    struct tenant *tenant;             /* one reference; NULL: the base */
-    const struct tenant_info *info;    /* lives as long as the tenant or the engine */
+    struct tenant *tenant;             /* one reference; NULL: the base, or away */
+    bool away;                         /* no request may be given to the engine */
+    int64_t used_us;                   /* when it was last asked for */
+    const struct tenant_info *info;    /* the engine's for the base, else `facts` */
+    struct tenant_info facts;          /* its texts are owned */
     json_t *generation;                /* owned; generation_config.json, NULL: none */
     struct tokenizer *own_tokenizer;   /* owned; NULL: the base's */
     const struct tokenizer *tokenizer; /* the one to use */
@@ -80,6 +85,11 @@ err_t registry_read_aliases(struct registry *r, const char *text, struct why *wh
 
 /* Notes which file it was read from; without memory it stays unknown, and a reload passes it by. */
 void served_came_from(struct served *s, const char *path, const struct file_stamp *stamp);
+/* Takes the memory of the tenant that has been asked for longest ago and is in no request, and
+ * sends it away with all names of the same bits; never `but`. Borrowed; NULL: there is none. */
+struct served *registry_evict(struct registry *r, const char *but);
+/* Brings m back if its bits are there under another name. */
+bool registry_adopt(const struct registry *r, struct served *m);
 struct served *served_ref(struct served *s);
 void served_unref(struct served *s); /* NULL is fine */
 

@@ -16,6 +16,7 @@
 #include "server/metrics.h"
 #include "server/playground.h"
 #include "server/registry.h"
+#include "server/residency.h"
 #include "tokenizer/tokenizer.h"
 
 struct load;
@@ -36,10 +37,11 @@ struct server {
     uv_signal_t sigterm, sigint, sighup;
     uv_timer_t second; /* watchdog, drain */
 
-    struct live live;   /* requests in the engine (generation.c) */
-    struct load *loads; /* tenant files on their way in (load.c) */
-    bool loading;       /* the first of them is being read */
-    struct kept kept;   /* what the admin API changed (kept.c) */
+    struct live live;       /* requests in the engine (generation.c) */
+    struct load *loads;     /* tenant files on their way in (load.c) */
+    bool loading;           /* the first of them is being read */
+    struct waiter *waiters; /* for tenants that are away (residency.c) */
+    struct kept kept;       /* what the admin API changed (kept.c) */
     struct folder folder;
 
     bool draining, on_terminal;
