@@ -306,8 +306,8 @@ void answer_free(struct answer *a) {
     *a = (struct answer){0};
 }
 
-static struct answer call(int fd, const char *method, const char *path, const char *headers,
-                          const char *body) {
+static void send_call(int fd, const char *method, const char *path, const char *headers,
+                      const char *body) {
     char head[4096];
     snprintf(head, sizeof head, "%s %s HTTP/1.1\r\nHost: x\r\nConnection: close\r\n%s%s", method,
              path, headers ? headers : "", body ? "Content-Type: application/json\r\n" : "");
@@ -319,9 +319,20 @@ static struct answer call(int fd, const char *method, const char *path, const ch
     client_text(fd, "\r\n");
     if (body)
         client_text(fd, body);
+}
+
+static struct answer call(int fd, const char *method, const char *path, const char *headers,
+                          const char *body) {
+    send_call(fd, method, path, headers, body);
     struct answer a = client_read(fd, CALL_MS);
     close(fd);
     return a;
+}
+
+int client_complete(const struct daemon *d, const char *body) {
+    int fd = client_connect(d);
+    send_call(fd, "POST", "/v1/completions", NULL, body);
+    return fd;
 }
 
 struct answer client_call(const struct daemon *d, const char *method, const char *path,

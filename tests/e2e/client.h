@@ -61,6 +61,8 @@ struct answer client_call(const struct daemon *d, const char *method, const char
                           const char *headers, const char *body);
 struct answer client_admin(const struct daemon *d, const char *method, const char *path,
                            const char *headers, const char *body);
+/* Sends a completion without reading the reply: the connection. */
+int client_complete(const struct daemon *d, const char *body);
 /* POST of a JSON body, 200 expected: the reply's tree (json_decref). */
 json_t *client_json(const struct daemon *d, const char *path, const char *body);
 /* Joins the texts of a stream's chunks; *last: the last chunk that has choices, *usage, *error:

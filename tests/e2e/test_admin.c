@@ -194,20 +194,10 @@ TEST_LIMIT(admin_replacing_under_load_never_mixes_tenants, 180) {
     json_t *want[2] = {complete(&d, "math"), complete(&d, "sql")};
     json_decref(post(&d, "t", "a.bitdelta", 201));
     int fd[ROUNDS * PER_ROUND], n = 0;
-    char body[256], head[256];
-    snprintf(body, sizeof body,
-             "{\"model\":\"t\",\"prompt\":\"Q: 403 + 743 = ?\\nA:\","
-             "\"temperature\":0,\"max_tokens\":12,\"logprobs\":0}");
-    snprintf(head, sizeof head,
-             "POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
-             "Connection: close\r\nContent-Length: %zu\r\n\r\n",
-             strlen(body));
     for (int round = 0; round < ROUNDS; round++) {
-        for (int i = 0; i < PER_ROUND; i++) {
-            fd[n] = client_connect(&d);
-            client_text(fd[n], head);
-            client_text(fd[n++], body);
-        }
+        for (int i = 0; i < PER_ROUND; i++)
+            fd[n++] = client_complete(&d, "{\"model\":\"t\",\"prompt\":\"Q: 403 + 743 = ?\\nA:\","
+                                          "\"temperature\":0,\"max_tokens\":12,\"logprobs\":0}");
         json_decref(post(&d, "t", round % 2 ? "a.bitdelta" : "b.bitdelta", 200));
     }
     int seen[2] = {0, 0};

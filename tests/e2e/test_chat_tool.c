@@ -108,20 +108,14 @@ TEST(chat_tool_waits_for_a_full_server) {
     const char *url = start(&d, "--max-seqs 1 --max-queue 1 --max-batch-tokens 1");
     /* Long enough to be there when the tool asks, short enough to be gone when it asks again. */
     int n_tokens = DRIVE_SLOW ? 60 : 500;
-    char head[256], body[256];
+    char body[256];
     snprintf(body, sizeof body,
              "{\"model\":\"base\",\"prompt\":\"a\",\"max_tokens\":%d,\"ignore_eos\":true,"
              "\"stream\":true}",
              n_tokens);
     int fd[2];
-    snprintf(head, sizeof head,
-             "POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
-             "Content-Length: %zu\r\n\r\n",
-             strlen(body));
     for (int i = 0; i < 2; i++) {
-        fd[i] = client_connect(&d);
-        client_text(fd[i], head);
-        client_text(fd[i], body);
+        fd[i] = client_complete(&d, body);
         struct pollfd p = {.fd = fd[0], .events = POLLIN};
         CHECK_EQ(poll(&p, 1, 5000), 1);
     }

@@ -172,15 +172,8 @@ TEST(choices_beyond_the_limit_are_refused_and_none_is_left_behind) {
         answer_free(&a);
     }
     /* The queue has room for one of the two that are asked for: neither stays. */
-    char request[512];
-    const char *body = "{\"model\":\"base\",\"prompt\":\"a\",\"n\":4,\"max_tokens\":500,"
-                       "\"ignore_eos\":true}";
-    snprintf(request, sizeof request,
-             "POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
-             "Content-Length: %zu\r\n\r\n%s",
-             strlen(body), body);
-    int fd = client_connect(&d);
-    client_text(fd, request);
+    int fd = client_complete(&d, "{\"model\":\"base\",\"prompt\":\"a\",\"n\":4,\"max_tokens\":500,"
+                                 "\"ignore_eos\":true}");
     daemon_metric_becomes(&d, RUNNING, 2, 2000);
     struct answer a = client_call(&d, "POST", "/v1/completions", NULL,
                                   "{\"model\":\"base\",\"prompt\":\"a\",\"n\":2}");
@@ -197,15 +190,8 @@ TEST(choices_beyond_the_limit_are_refused_and_none_is_left_behind) {
 TEST(choices_of_a_stream_that_fails_end_in_one_error_event) {
     struct daemon d = {0};
     daemon_start(&d, "--drain-timeout 0 --max-seqs 2 --max-batch-tokens 2");
-    char request[512];
-    const char *body = "{\"model\":\"base\",\"prompt\":\"a\",\"n\":40,\"max_tokens\":500,"
-                       "\"ignore_eos\":true,\"stream\":true}";
-    snprintf(request, sizeof request,
-             "POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
-             "Content-Length: %zu\r\n\r\n%s",
-             strlen(body), body);
-    int fd = client_connect(&d);
-    client_text(fd, request);
+    int fd = client_complete(&d, "{\"model\":\"base\",\"prompt\":\"a\",\"n\":40,\"max_tokens\":500,"
+                                 "\"ignore_eos\":true,\"stream\":true}");
     daemon_metric_becomes(&d, RUNNING, 2, 2000);
     kill(d.pid, SIGTERM);
     struct answer a = client_read(fd, 5000);

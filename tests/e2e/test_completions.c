@@ -29,16 +29,9 @@ static struct stream stream(const struct daemon *d, const char *fields) {
 
 /* Sends a completion without reading the reply. */
 static int start(const struct daemon *d, const char *fields) {
-    char body[8192 + 64], head[256];
-    int fd = client_connect(d);
+    char body[8192 + 64];
     snprintf(body, sizeof body, "{\"model\":\"base\",%s}", fields);
-    snprintf(head, sizeof head,
-             "POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
-             "Connection: close\r\nContent-Length: %zu\r\n\r\n",
-             strlen(body));
-    client_text(fd, head);
-    client_text(fd, body);
-    return fd;
+    return client_complete(d, body);
 }
 
 /* The call must fail with this status, parameter and code. */

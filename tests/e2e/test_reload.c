@@ -149,16 +149,8 @@ TEST(reload_again_and_again_disturbs_no_request) {
     struct daemon d = {0};
     put("math", "a.bitdelta");
     start(&d, "");
-    int fd = client_connect(&d);
-    static const char body[] = "{\"model\":\"a\",\"prompt\":\"x\",\"max_tokens\":300,"
-                               "\"ignore_eos\":true,\"stream\":true}";
-    char head[256];
-    snprintf(head, sizeof head,
-             "POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
-             "Connection: close\r\nContent-Length: %zu\r\n\r\n",
-             sizeof body - 1);
-    client_text(fd, head);
-    client_text(fd, body);
+    int fd = client_complete(&d, "{\"model\":\"a\",\"prompt\":\"x\",\"max_tokens\":300,"
+                                 "\"ignore_eos\":true,\"stream\":true}");
     for (int i = 0; i < 100; i++) {
         put(i % 2 ? "math" : "sql", "a.bitdelta"); /* torn reads among them are refused */
         kill(d.pid, SIGHUP);

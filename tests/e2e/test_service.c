@@ -12,18 +12,12 @@
 
 /* Starts a completion of n tokens as a stream and reads its first event. */
 static int start_stream(const struct daemon *d, int n_tokens) {
-    char body[256], head[256];
-    int fd = client_connect(d);
+    char body[256];
     snprintf(body, sizeof body,
              "{\"model\":\"base\",\"prompt\":\"a\",\"max_tokens\":%d,\"ignore_eos\":true,"
              "\"stream\":true}",
              n_tokens);
-    snprintf(head, sizeof head,
-             "POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
-             "Connection: close\r\nContent-Length: %zu\r\n\r\n",
-             strlen(body));
-    client_text(fd, head);
-    client_text(fd, body);
+    int fd = client_complete(d, body);
     struct pollfd p = {.fd = fd, .events = POLLIN};
     CHECK_EQ(poll(&p, 1, 5000), 1);
     return fd;

@@ -32,17 +32,8 @@ void fuzz_aliases(const uint8_t *data, size_t n) {
 }
 
 #ifdef FUZZER
-/* There are no tenants here: without the engine, whose kernels clang does not compile. */
-const struct tenant_info *tenant_info(const struct tenant *t) {
-    (void)t;
-    return NULL;
-}
-struct tenant *tenant_ref(struct tenant *t) {
-    return t;
-}
-void tenant_unref(struct tenant *t) {
-    (void)t;
-}
+#include "tests/fuzz/no_tenants.h"
+
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t n);
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t n) {
     fuzz_aliases(data, n);

@@ -20,7 +20,7 @@ CFLAGS="$flags -DFUZZER" CXXFLAGS="$flags" \
     make -s -j"$(nproc)" O="$out/lib" CC="$clang" CXX="$cxx" WARN= fuzz-objects
 rm -f "$out/parts.a"
 find "$out/lib" -name '*.o' ! -path '*/tests/*' -exec ar rcsP "$out/parts.a" {} +
-make -s -j"$(nproc)" programs build/test
+make -s -j"$(nproc)" build/test
 FUZZ_SEEDS=$PWD/$out/corpus build/test fuzz/ > "$out/seeds.log" || { cat "$out/seeds.log"; exit 1; }
 
 [ $# -gt 0 ] || set -- $(ls tests/fuzz/fuzz_*.c | sed 's,.*/fuzz_,,; s,\.c$,,')
