@@ -11,11 +11,4 @@
 err_t backend_open(struct kernels **out, const char *device, const struct model_shape *shape,
                    int32_t max_rows, int32_t threads, struct why *why);
 
-/* Sends what stands in host memory to a place in device memory; it has arrived after settle(). Any
- * thread. k NULL: the place is the host's. Errors: E_DEVICE. */
-err_t backend_fill(struct kernels *k, void *device, const void *data, size_t bytes);
-/* Reserves device memory and fills it. Any thread. *device is NULL after an error. Errors: E_NOMEM,
- * E_DEVICE. */
-err_t backend_upload(struct kernels *k, const void *data, size_t bytes, void **device);
-
 #endif

@@ -8,7 +8,7 @@
 
 #include "config/clock.h"
 #include "config/log.h"
-#include "engine/backend.h"
+#include "engine/upload.h"
 
 enum {
     MAX_LOADERS = 8,    /* each holds a matrix; more readers would only queue at the disk */
@@ -100,7 +100,7 @@ static err_t load_norms(struct base_model *b, struct why *why) {
     float *host = malloc(bytes);
     err_t e = host ? read_norms(b, host, why) : why_set(why, E_NOMEM, "no memory for the norms");
     if (!e) {
-        e = backend_upload(b->kernels, host, bytes, &b->norm);
+        e = upload_new(b->kernels, host, bytes, &b->norm);
         if (e)
             why_set(why, e, "no device memory for the norms: %zu bytes", bytes);
         b->bytes += bytes;

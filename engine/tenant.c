@@ -7,8 +7,8 @@
 #include <sys/stat.h>
 #include <time.h>
 
-#include "engine/backend.h"
 #include "engine/rope.h"
+#include "engine/upload.h"
 
 /* ---- tables of angles ------------------------------------------------------------------------ */
 
@@ -32,7 +32,7 @@ static err_t make_table(struct tenant_store *s, const struct model_config *c,
     err_t e = host ? E_OK : E_NOMEM;
     if (!e) {
         rope_fill(host, &c->rope, c->context, c->shape.head_dim);
-        e = backend_upload(s->kernels, host, t->bytes, &t->device);
+        e = upload_new(s->kernels, host, t->bytes, &t->device);
     }
     free(host);
     if (e) {

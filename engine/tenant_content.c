@@ -7,7 +7,7 @@
 #include <string.h>
 
 #include "config/json.h"
-#include "engine/backend.h"
+#include "engine/upload.h"
 
 enum { MAX_HASHES = 1 << 20 };
 
@@ -280,7 +280,7 @@ err_t content_reserve(struct content *c, size_t bytes, const void **address) {
 }
 
 err_t content_fill(struct content *c, const void *address, const void *data, size_t bytes) {
-    err_t e = backend_fill(c->t->kernels, (void *)(uintptr_t)address, data, bytes);
+    err_t e = upload_fill(c->t->kernels, (void *)(uintptr_t)address, data, bytes);
     return e ? why_set(c->why, e, "%s: its scales could not be copied", c->f->label) : E_OK;
 }
 

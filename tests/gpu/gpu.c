@@ -1,11 +1,12 @@
 #include "tests/gpu/gpu.h"
 
 #include "engine/backend.h"
+#include "engine/upload.h"
 
 static void *copied(struct kernels *k, const void *host, size_t bytes) {
     void *device = NULL;
     if (host && bytes)
-        CHECK_EQ(backend_upload(k, host, bytes, &device), 0);
+        CHECK_EQ(upload_new(k, host, bytes, &device), 0);
     return device;
 }
 
