@@ -209,6 +209,16 @@ static void note_contender(const struct compress *j, json_t *made) {
             j->contender_bits / weights);
 }
 
+/* Two folders of the same weights are more often a mistake than not. */
+static void note_nothing(const struct compress *j, const char *fine) {
+    double change = 0;
+    for (int i = 0; i < N_REPORT; i++)
+        change += j->made.report.row[i].change;
+    if (!(change > 0))
+        fprintf(stderr, "Note: %s changes nothing in the base; the tenant is the base itself.\n",
+                job_name_of(fine));
+}
+
 /* Without a fit: from the weights, a matrix at a time. */
 static err_t make_at_once(struct compress *j, const char *path, json_t *about, struct why *why) {
     j->made.made = json_incref(about);
@@ -245,6 +255,7 @@ static err_t run(const struct args *a, struct why *why) {
                 ? make_at_once(&j, path, about, why)
                 : wanted_make(&j.base, &j.fine.checkpoint, &j.wanted, path, about, &j.made, why);
     if (!e) {
+        note_nothing(&j, fine);
         e = job_finish(&j.base, j.made.w, path, &texts, j.made.made, j.made.quality, &j.made.report,
                        arg(a, "--json"), why);
         j.made.w = NULL;

@@ -382,7 +382,7 @@ static err_t open_student(struct fitting *f, json_t *made, struct why *why) {
 
 err_t fitted_write(const struct job_base *base, const struct checkpoint *fine,
                    const struct fitted_options *o, struct tenant_writer *w, struct report *report,
-                   json_t *made, json_t **quality, struct why *why) {
+                   json_t *made, json_t **quality, bool *written, struct why *why) {
     struct fitting f = {.o = o, .base_files = base, .fine = fine, .cost = &report->cost};
     f.text = !o->published || o->steps > 0;
     struct fit_options options = o->published ? published_defaults : fit_defaults;
@@ -392,10 +392,13 @@ err_t fitted_write(const struct job_base *base, const struct checkpoint *fine,
     options.steps = o->steps;
     if (!e)
         cost_begin(f.cost, f.t);
-    e = e ? e : check_memory(&f, &options, why);
-    e = e ? e : read_models(&f, why);
+    *written = false;
     if (!e && f.text && o->path)
         e = open_kept(&f, &options, why);
+    if (!e && f.kept.folder && o->only_quality && (f.quality = resume_look(&f.kept)))
+        goto done;
+    e = e ? e : check_memory(&f, &options, why);
+    e = e ? e : read_models(&f, why);
     if (!e && f.text)
         e = gather_text(&f, &options, why);
     e = e ? e : open_student(&f, made, why);
@@ -405,8 +408,10 @@ err_t fitted_write(const struct job_base *base, const struct checkpoint *fine,
     e = e ? e : student_write(&f.student, w, report, why);
     if (f.t)
         end(&f);
-    if (!e && f.kept.folder)
-        resume_fit_done(&f.kept);
+    *written = !e;
+    if (!e && f.kept.folder && f.quality)
+        resume_add_look(&f.kept, f.quality);
+done:
     resume_close(&f.kept);
     if (!e)
         *quality = f.quality, f.quality = NULL;

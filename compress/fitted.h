@@ -18,14 +18,17 @@ struct fitted_options {
     const char *device;      /* auto, cpu, cuda */
     int32_t steps;           /* of learning; with few, planes are refitted by least squares first */
     uint64_t seed;
-    const char *path; /* of the file to come: an interrupted fit is kept beside it; NULL: is not */
+    const char *path;  /* of the file to come: an interrupted fit is kept beside it; NULL: is not */
+    bool only_quality; /* is asked for: of a fit that was done and interrupted since, that is known,
+                          and nothing is written */
 };
 
-/* Fits and writes all tensors. made gets what was done; *quality (given to the caller) what was
- * measured on text that was not fitted on. Errors: E_WRONG_BASE, E_NOMEM, E_INVAL, E_IO, E_FORMAT,
- * E_CANCELLED (a signal: the same call goes on from there), E_NONFINITE, each with a sentence. */
+/* Fits and writes all tensors (but see only_quality; *written says so). made gets what was done;
+ * *quality (given to the caller) what was measured on text that was not fitted on. Errors:
+ * E_WRONG_BASE, E_NOMEM, E_INVAL, E_IO, E_FORMAT, E_CANCELLED (a signal: the same call goes on from
+ * there), E_NONFINITE, each with a sentence. */
 err_t fitted_write(const struct job_base *base, const struct checkpoint *fine,
                    const struct fitted_options *o, struct tenant_writer *w, struct report *report,
-                   json_t *made, json_t **quality, struct why *why);
+                   json_t *made, json_t **quality, bool *written, struct why *why);
 
 #endif

@@ -62,10 +62,15 @@ static double number(const json_t *score, const char *key) {
     return json_is_number(x) ? json_number_value(x) : NAN;
 }
 
+/* Nats a token: nearer than that two models are one (streams that are kept in FP16 make 1e-6). */
+static const double same = 1e-5;
+
 double report_way(double kl, double base_kl) {
     if (!isfinite(kl) || !isfinite(base_kl))
         return NAN;
-    return base_kl > 0 ? fmax(1 - sqrt(fmax(kl, 0) / base_kl), 0) : kl > 0 ? 0 : 1;
+    if (base_kl < same) /* there is no way to go */
+        return kl < 2 * same;
+    return fmax(1 - sqrt(fmax(kl, 0) / base_kl), 0);
 }
 
 double report_kept(const json_t *quality) {

@@ -9,7 +9,13 @@
 
 #include "config/clock.h"
 
-enum { MAX_PATH = 4096, CHUNK = 1 << 20, EVERY_US = 60 * 1000 * 1000, BYTES_A_US = 500 };
+enum {
+    MAX_LOOK = 1 << 16,
+    MAX_PATH = 4096,
+    CHUNK = 1 << 20,
+    EVERY_US = 60 * 1000 * 1000,
+    BYTES_A_US = 500
+};
 static const char magic[16] = "bitdelta fit 1\n";
 
 err_t resume_open(struct resume *r, const char *path, struct why *why) {
@@ -29,7 +35,7 @@ void resume_close(struct resume *r) {
 }
 
 void resume_remove(const char *path) {
-    static const char *const file[] = {"/text", "/fit", "/new", ""};
+    static const char *const file[] = {"/text", "/fit", "/looks", "/new", ""};
     char name[MAX_PATH];
     for (size_t i = 0; i < sizeof file / sizeof *file; i++) {
         snprintf(name, sizeof name, "%s.partial%s", path, file[i]);
@@ -38,12 +44,6 @@ void resume_remove(const char *path) {
         else
             rmdir(name);
     }
-}
-
-void resume_fit_done(struct resume *r) {
-    char name[MAX_PATH];
-    snprintf(name, sizeof name, "%s/fit", r->folder);
-    unlink(name);
 }
 
 bool resume_is_due(const struct resume *r, const struct student *s) {
@@ -230,6 +230,61 @@ err_t resume_read_text(struct resume *r, struct lesson *const *lesson, int32_t n
     fclose(k.f);
     return k.error ? why_set(why, k.error, "%s cannot be read; remove it to start anew", k.path)
                    : 0;
+}
+
+/* ---- looks ------------------------------------------------------------------------------------
+ */
+
+struct look {
+    unsigned char key[SHA256_BYTES];
+    int32_t bytes; /* of the quality's JSON, which follows */
+};
+
+/* The next look and its text (freed by the caller), or NULL at the end. */
+static char *next_look(struct kept *k, struct look *l) {
+    char *text = NULL;
+    if (get(k, l, sizeof *l) && l->bytes > 0 && l->bytes <= MAX_LOOK)
+        text = malloc((size_t)l->bytes);
+    if (text && !get(k, text, (size_t)l->bytes)) {
+        free(text);
+        text = NULL;
+    }
+    return text;
+}
+
+json_t *resume_look(const struct resume *r) {
+    struct kept k;
+    struct look l;
+    json_t *found = NULL;
+    if (!find(&k, r, "looks", r->text_key))
+        return NULL;
+    for (char *text; !found && (text = next_look(&k, &l)); free(text))
+        if (memcmp(l.key, r->fit_key, sizeof l.key) == 0)
+            found = json_loadb(text, (size_t)l.bytes, 0, NULL);
+    fclose(k.f);
+    return found;
+}
+
+void resume_add_look(struct resume *r, const json_t *quality) {
+    struct kept old, k;
+    struct look l;
+    struct why why;
+    char *text, *now = json_dumps(quality, JSON_COMPACT);
+    bool more = find(&old, r, "looks", r->text_key);
+    if (now && begin(&k, r, r->text_key, &why) == E_OK) {
+        for (; more && (text = next_look(&old, &l)); free(text)) {
+            put(&k, &l, sizeof l);
+            put(&k, text, (size_t)l.bytes);
+        }
+        l.bytes = (int32_t)strlen(now);
+        memcpy(l.key, r->fit_key, sizeof l.key);
+        put(&k, &l, sizeof l);
+        put(&k, now, (size_t)l.bytes);
+        end(&k, r, "looks", &why);
+    }
+    if (more)
+        fclose(old.f);
+    free(now);
 }
 
 /* ---- the fit ----------------------------------------------------------------------------------

@@ -1,10 +1,13 @@
 /* What an interrupted fit goes on from: a folder OUT.partial beside the file to come, with the text
- * that the models wrote and what the fine-tune made of it, and, from time to time, the student and
- * where its fit stands. Both files are written whole or not at all, and carry a key of everything
- * the result depends on and a hash of themselves: a file of other inputs or options, or a damaged
- * one, counts as none. Owner and caller: the tool's main thread. */
+ * that the models wrote and what the fine-tune made of it; from time to time the student and where
+ * its fit stands; and what finished fits of a search measured. All files are written whole or not
+ * at all, and carry a key of everything the result depends on and a hash of themselves: a file of
+ * other inputs or options, or a damaged one, counts as none. Owner and caller: the tool's main
+ * thread. */
 #ifndef COMPRESS_RESUME_H
 #define COMPRESS_RESUME_H
+
+#include <jansson.h>
 
 #include "compress/fit.h"
 #include "config/sha256.h"
@@ -38,7 +41,10 @@ err_t resume_read_fit(struct resume *r, struct student *s, struct fit_report *at
 /* Whether it is time to keep a fit: after a minute of work, and so that keeping takes a tenth of
  * the time at most. */
 bool resume_is_due(const struct resume *r, const struct student *s);
-/* The fit is done: its file is no longer needed, the text may be. */
-void resume_fit_done(struct resume *r);
+/* What fits of this text measured, each with other options: a search that was interrupted knows
+ * them. The quality of a fit with this fit_key (a new reference), or NULL; and a further one, which
+ * may fail without a word: the search then fits again. */
+json_t *resume_look(const struct resume *r);
+void resume_add_look(struct resume *r, const json_t *quality);
 
 #endif

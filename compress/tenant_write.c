@@ -5,6 +5,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/stat.h>
 #include <unistd.h>
 
 enum { MAX_NAME = 160, COPY_BYTES = 1 << 20 };
@@ -23,6 +24,9 @@ struct tenant_writer {
 
 err_t tenant_writer_open(struct tenant_writer **out, const char *path, struct why *why) {
     *out = NULL;
+    struct stat st; /* known now, not after hours of work */
+    if (stat(path, &st) == 0 && S_ISDIR(st.st_mode))
+        return why_set(why, E_PATH, "%s is a folder; name a file to write", path);
     struct tenant_writer *w = calloc(1, sizeof *w);
     char *spool = NULL;
     err_t e = E_NOMEM;
@@ -38,7 +42,7 @@ err_t tenant_writer_open(struct tenant_writer **out, const char *path, struct wh
     }
     w->spool = open(spool, O_RDWR | O_CREAT | O_EXCL | O_CLOEXEC | O_NOFOLLOW, 0600);
     if (w->spool < 0) {
-        e = why_set(why, E_IO, "%s: cannot create: %s", spool, strerror(errno));
+        e = why_set(why, E_IO, "%s cannot be written: %s", path, strerror(errno));
         goto out;
     }
     unlink(spool);

@@ -17,9 +17,11 @@ void made_free(struct made *m) {
 }
 
 static err_t attempt(const struct job_base *base, const struct checkpoint *fine,
-                     const struct wanted *o, double bits, const char *path, const json_t *about,
-                     struct made *out, struct why *why) {
+                     const struct wanted *o, double bits, bool only_quality, const char *path,
+                     const json_t *about, struct made *out, struct why *why) {
     struct fitted_options fitted = o->fitted;
+    bool written = false;
+    fitted.only_quality = only_quality;
     *out = (struct made){.made = json_deep_copy(about)};
     fitted.bits = bits;
     fitted.path = path;
@@ -28,7 +30,12 @@ static err_t attempt(const struct job_base *base, const struct checkpoint *fine,
         return why_set(why, E_NOMEM, "not enough memory");
     err_t e = tenant_writer_open(&out->w, path, why);
     e = e ? e
-          : fitted_write(base, fine, &fitted, out->w, &out->report, out->made, &out->quality, why);
+          : fitted_write(base, fine, &fitted, out->w, &out->report, out->made, &out->quality,
+                         &written, why);
+    if (!written) {
+        tenant_writer_abort(out->w);
+        out->w = NULL;
+    }
     double kept = report_kept(out->quality);
     if (!e && isfinite(kept))
         json_object_set_new(out->quality, "kept", json_real(kept));
@@ -60,7 +67,7 @@ static err_t make_once(const struct job_base *base, const struct checkpoint *fin
                        const struct wanted *o, const char *path, const json_t *about,
                        struct made *out, struct why *why) {
     char text[400];
-    err_t e = attempt(base, fine, o, o->fitted.bits, path, about, out, why);
+    err_t e = attempt(base, fine, o, o->fitted.bits, false, path, about, out, why);
     double kept = report_kept(out->quality);
     if (e || o->fitted.published || !isfinite(kept) || kept >= fair_kept)
         return e;
@@ -82,26 +89,31 @@ err_t wanted_make(const struct job_base *base, const struct checkpoint *fine,
     if (o->quality <= 0)
         return make_once(base, fine, o, path, about, out, why);
     struct search s = {.target = o->quality, .least = 1, .most = o->fitted.bits};
-    double bits, first = o->first_bits < s.most ? o->first_bits : s.most;
+    double bits, best = 0, first = o->first_bits < s.most ? o->first_bits : s.most;
     err_t e = E_OK;
     while (!e && search_next(&s, first, &bits)) {
         struct made now;
-        e = attempt(base, fine, o, bits, path, about, &now, why);
+        e = attempt(base, fine, o, bits, true, path, about, &now, why);
         double kept = report_kept(now.quality);
         if (!e && !isfinite(kept))
             e = why_set(why, E_INTERNAL, "the fit measured no quality");
         if (!e)
             fprintf(stderr,
-                    "%.2f bits a weight go %.2f %% of the way from the base to the fine-tune.\n",
-                    bits, 100 * kept);
+                    "%.2f bits a weight go %.2f %% of the way from the base to the fine-tune%s.\n",
+                    bits, 100 * kept, now.w ? "" : ", as was found before");
         if (!e && search_add(&s, bits, kept)) {
             made_free(out);
             *out = now;
+            best = bits;
         } else {
             made_free(&now);
         }
     }
-    if (e || out->w)
+    if (!e && best > 0 && !out->w) { /* found before an interruption: its tensors are gone */
+        made_free(out);
+        e = attempt(base, fine, o, best, false, path, about, out, why);
+    }
+    if (e || best > 0)
         return e;
     char verdict[64], text[400];
     snprintf(verdict, sizeof verdict, ", not the %.4g %% asked for", 100 * o->quality);

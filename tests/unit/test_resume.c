@@ -137,3 +137,84 @@ TEST_LIMIT(resume_takes_nothing_of_other_options_or_from_a_damaged_file, 300) {
     CHECK(!strstr(tool_output, "Going on after step"));
     check_same(whole.out, cut.out);
 }
+
+/* ---- a search ---------------------------------------------------------------------------------
+ */
+
+/* Starts a search; what it says goes to `says`. */
+static pid_t start_search(const struct folders *f, const char *says) {
+    char tool[512];
+    ssize_t length = readlink("/proc/self/exe", tool, sizeof tool - 16);
+    CHECK(length > 0);
+    tool[length] = 0;
+    strcpy(strrchr(tool, '/'), "/bitdelta");
+    int to = open(says, O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0600);
+    pid_t pid = fork();
+    CHECK(to >= 0 && pid >= 0);
+    if (pid == 0) {
+        dup2(to, 1), dup2(to, 2);
+        execl(tool, tool, "compress", "--base", f->base, "--finetuned", f->fine, "-o", f->out,
+              "--steps", "60", "--quality", "0.9", "--device", "cpu", (char *)NULL);
+        _exit(127);
+    }
+    close(to);
+    return pid;
+}
+
+static int32_t count(const char *path, const char *what) {
+    struct why why = {""};
+    char *text;
+    size_t n;
+    int32_t times = 0;
+    CHECK_OK(corpus_read_file(path, &text, &n, &why), why);
+    for (const char *p = text; (p = strstr(p, what)); p++)
+        times++;
+    free(text);
+    return times;
+}
+
+/* Lets it finish `looks` of its looks and stops it in the fit of the next one; false: there was
+ * none. */
+static bool stop_in_look(pid_t pid, const char *says, int32_t looks, int sig) {
+    int status;
+    for (int i = 0; i < 40000; i++) {
+        if (waitpid(pid, &status, WNOHANG) == pid) {
+            CHECK(WIFEXITED(status) && WEXITSTATUS(status) == 0);
+            return false;
+        }
+        if (count(says, "of the way from the base to the fine-tune") == looks && fits(pid)) {
+            usleep(20000);
+            CHECK_EQ(kill(pid, sig), 0);
+            CHECK_EQ(waitpid(pid, &status, 0), pid);
+            CHECK(sig == SIGKILL ? WIFSIGNALED(status)
+                                 : WIFEXITED(status) && WEXITSTATUS(status) == 75);
+            return true;
+        }
+        usleep(2000);
+    }
+    test_fail(__FILE__, __LINE__, "look %d never came", looks);
+}
+
+TEST_LIMIT(resume_of_a_search_knows_what_it_found_and_ends_in_the_same_bytes, 400) {
+    struct folders whole, cut;
+    char says[300];
+    int32_t looks, stopped = 0;
+    snprintf(says, sizeof says, "%s/says", test_tmp());
+    make_pair(&whole, "whole.bitdelta");
+    CHECK(!stop_in_look(start_search(&whole, says), says, -1, SIGKILL)); /* nothing stops it */
+    looks = count(says, "of the way from the base to the fine-tune");
+    CHECK(looks >= 2);
+    CHECK(!exists(whole.kept));
+    make_pair(&cut, "cut.bitdelta");
+    for (; stopped < looks; stopped++) { /* in each look: killed, or asked to stop */
+        if (!stop_in_look(start_search(&cut, says), says, stopped, stopped % 2 ? SIGKILL : SIGTERM))
+            break;
+        CHECK_EQ(count(says, "as was found before"), stopped ? stopped - 1 : 0);
+        CHECK(exists(cut.kept) && !exists(cut.out));
+    }
+    CHECK_EQ(stopped, looks);
+    CHECK(!stop_in_look(start_search(&cut, says), says, -1, SIGKILL));
+    CHECK_EQ(count(says, "as was found before"), looks - 1);
+    check_same(whole.out, cut.out);
+    CHECK(!exists(cut.kept));
+}
