@@ -8,6 +8,7 @@
 #include <string.h>
 #include <unistd.h>
 
+#include "config/file.h"
 #include "config/json.h"
 #include "config/log.h"
 #include "server/load.h"
@@ -65,22 +66,6 @@ err_t kept_read(struct kept *k, const char *text, size_t n, struct why *why) {
     return e;
 }
 
-static err_t read_whole(struct kept *k, FILE *f, struct why *why) {
-    struct buf text;
-    char block[4096];
-    size_t n;
-    err_t e = E_OK;
-    buf_init(&text, MAX_FILE_BYTES);
-    while (!e && (n = fread(block, 1, sizeof block, f)) > 0)
-        e = buf_add(&text, block, n);
-    if (e || ferror(f))
-        e = why_set(why, E_CONFIG, "cannot be read whole");
-    else
-        e = kept_read(k, text.data ? text.data : "", text.n, why);
-    buf_free(&text);
-    return e;
-}
-
 /* malloc'ed; NULL without memory. */
 static char *file_text(const struct kept *k, size_t *n) {
     json_t *tree =
@@ -128,22 +113,20 @@ static err_t write_file(const char *path, const char *text, size_t n, struct why
 }
 
 err_t kept_open(struct kept *k, const char *path, struct why *why) {
-    err_t e = E_OK;
     *k = (struct kept){.path = path && *path ? path : NULL};
     for (int i = 0; i < KEPT_KINDS; i++)
         if (!(k->names[i] = json_object()))
             return why_set(why, E_NOMEM, "%s", err_sentence(E_NOMEM));
     if (!k->path)
         return E_OK;
-    FILE *f = fopen(k->path, "re");
-    if (f) {
-        e = read_whole(k, f, why);
-        fclose(f);
-    } else if (errno != ENOENT) {
-        e = why_set(why, E_CONFIG, "cannot be read: %s", strerror(errno));
-    }
-    /* Better now than when the first change has nowhere to go. */
+    char *found = NULL;
     size_t n = 0;
+    err_t e = file_read(k->path, MAX_FILE_BYTES, &found, &n, why);
+    if (e && !(e == E_IO && errno == ENOENT))
+        return why_prefix(why, e == E_NOMEM ? e : E_CONFIG, "--state");
+    e = found ? kept_read(k, found, n, why) : E_OK;
+    free(found);
+    /* Better now than when the first change has nowhere to go. */
     char *text = e ? NULL : file_text(k, &n);
     if (!e)
         e = text ? write_file(k->path, text, n, why) : E_NOMEM;

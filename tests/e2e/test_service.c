@@ -195,6 +195,26 @@ TEST(service_exit_codes_say_what_was_wrong) {
     CHECK_EQ(access(path, F_OK), 0);
 }
 
+/* As it is installed; a misspelt setting would only be logged by the manager, and not hold. */
+TEST(service_unit_has_no_setting_that_systemd_does_not_know) {
+    char command[2048];
+    if (system("command -v systemd-analyze >/dev/null 2>&1") != 0)
+        test_skip("there is no systemd-analyze");
+    snprintf(
+        command, sizeof command,
+        "cd %s && mkdir -p bin && printf '#!/bin/sh\n' > bin/bitdeltad && chmod +x bin/bitdeltad "
+        "&& sed \"s,@PREFIX@,$PWD,g\" '%s/deploy/bitdeltad.service' > bitdeltad.service && "
+        "systemd-analyze verify ./bitdeltad.service > verify.log 2>&1 && ! test -s verify.log",
+        test_tmp(), getcwd((char[512]){0}, 512));
+    if (access("deploy/bitdeltad.service", R_OK) != 0)
+        test_skip("deploy/ is not here: run from the repository's root");
+    if (system(command) != 0) {
+        snprintf(command, sizeof command, "cat %s/verify.log", test_tmp());
+        CHECK_EQ(system(command), 0);
+        CHECK(!"systemd-analyze verify is content with the unit");
+    }
+}
+
 /* Every line is "name{labels} value" or a comment, and a family's TYPE stands before its samples.
  */
 TEST(service_metrics_are_prometheus_text) {
