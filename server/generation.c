@@ -400,7 +400,7 @@ static void woken(struct waiter *w, err_t e) {
     struct generation *g = (struct generation *)((char *)w - offsetof(struct generation, waiter));
     g->working = false;
     if (e) { /* the log says more */
-        g->error = e == E_NOMEM ? E_NOMEM : E_INTERNAL;
+        g->error = e == E_NOMEM || e == E_DRAINING ? e : E_INTERNAL;
         why_set(&g->why, g->error, "The model '%.64s' cannot be brought back to the device%s.",
                 g->params.model, e == E_NOMEM ? " while others are in use" : "");
     }

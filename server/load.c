@@ -68,7 +68,10 @@ static void read_file(struct load *l) {
 /* Room for a tenant that found none: another one goes away. */
 static bool make_room(const struct load *l) {
     struct server *s = l->server;
-    const struct served *gone = l->error == E_NOMEM ? registry_evict(&s->registry, l->name) : NULL;
+    size_t most = s->options->tenant_memory;
+    if (l->error != E_NOMEM || (most && (uint64_t)l->stamp.bytes > most)) /* nor would it help */
+        return false;
+    const struct served *gone = registry_evict(&s->registry, l->name);
     if (!gone)
         return false;
     s->metrics.tenant_evictions++;
@@ -154,7 +157,12 @@ static void after_read(uv_work_t *w, int status) {
 void load_continue(struct server *s) {
     struct load **at = &s->loads, *l;
     int64_t now = mono_us();
-    while ((l = *at) && l->tried_us && now - l->tried_us < ROOM_RETRY_US && !s->draining)
+    while (s->draining && !s->loading && (l = s->loads)) { /* the engine takes no more requests */
+        s->loads = l->next;
+        l->error = E_DRAINING;
+        finish(l);
+    }
+    while ((l = *at) && l->tried_us && now - l->tried_us < ROOM_RETRY_US)
         at = &l->next;
     if (!l || s->loading)
         return;

@@ -164,6 +164,43 @@ TEST_LIMIT(residency_away_minds_what_became_of_the_file, 120) {
     CHECK_EQ(daemon_stop(&d, SIGTERM, 5000), 0);
 }
 
+/* One that could never fit sends nobody away. */
+TEST(residency_is_not_lost_to_what_never_fits) {
+    struct daemon d = {0};
+    start(&d, "--no-autoload --tenant-memory 1320000");
+    CHECK_EQ(status_of(client_admin(&d, "POST", "/admin/deltas", NULL,
+                                    "{\"name\":\"math\",\"path\":\"math.bitdelta\"}")),
+             201);
+    CHECK_EQ(status_of(client_admin(&d, "POST", "/admin/deltas", NULL,
+                                    "{\"name\":\"sql\",\"path\":\"sql.bitdelta\"}")),
+             503);
+    CHECK_EQ(daemon_metric(&d, "bitdeltad_tenant_evictions_total"), 0);
+    json_decref(ask(&d, "math"));
+    CHECK_EQ(daemon_stop(&d, SIGTERM, 5000), 0);
+}
+
+/* Its requests and loads wait for each other when the end comes. */
+TEST(residency_does_not_hold_up_the_end) {
+    struct daemon d = {0};
+    int fd[24];
+    start(&d, ROOM_FOR_TWO " --drain-timeout 5");
+    for (int i = 0; i < 24; i++)
+        fd[i] = send_ask(&d, tenants[i % TENANTS]);
+    struct answer a = client_read(fd[0], 20000); /* the others are anywhere by now */
+    CHECK_EQ(a.status, 200);
+    answer_free(&a);
+    close(fd[0]);
+    kill(d.pid, SIGTERM);
+    for (int i = 1; i < 24; i++) {
+        a = client_read(fd[i], 20000);
+        if (a.status != 200 && a.status != 503)
+            test_fail(__FILE__, __LINE__, "request %d: %d %s", i, a.status, a.body);
+        answer_free(&a);
+        close(fd[i]);
+    }
+    CHECK_EQ(daemon_stop(&d, 0, 7000), 0);
+}
+
 /* As a platform has them: many names, few of them on the device. */
 TEST_LIMIT(residency_of_two_hundred_names, 180) {
     struct daemon d = {0};
