@@ -11,7 +11,7 @@
 
 namespace {
 
-enum { WARPS = 4, COLUMNS = 64 /* of a warp */, AHEAD = 16 /* splits on their way */ };
+enum { WARPS = 4, COLUMNS = 64 /* of a warp */, AHEAD = 8 /* splits on their way */ };
 
 struct total {
     float max, sum;
@@ -38,20 +38,21 @@ __device__ float join(total &s, float2 mine) {
     return weight;
 }
 
-/* Splits [0, n) at sums and partial; the lane's two columns are at `column` if that is < e. */
-__device__ total add_splits(const float2 *sums, const float *partial, int n, int e, int column,
+/* Splits [0, n) at sums and partial, from the lane's first column on; it has none where !used. */
+__device__ total add_splits(const float2 *sums, const float *partial, int n, int e, bool used,
                             int lane) {
     total s = {-INFINITY};
+#pragma unroll 1
     for (int first = 0; first < n; first += 32) {
         float2 mine = first + lane < n ? __ldcg(sums + first + lane) : make_float2(-INFINITY, 0);
         float weight = 0;
-        for (int at = first; at < min(n, first + 32); at += AHEAD) {
+#pragma unroll 1
+        for (int at = first; at < min(n, first + 32); at += AHEAD, partial += AHEAD * e) {
+            int left = used ? n - at : 0;
             float2 v[AHEAD];
 #pragma unroll
             for (int j = 0; j < AHEAD; j++)
-                v[j] = at + j < n && column < e
-                           ? __ldcg((const float2 *)(partial + (size_t)(at + j) * e + column))
-                           : make_float2(0, 0);
+                v[j] = j < left ? __ldcg((const float2 *)(partial + j * e)) : make_float2(0, 0);
             if (at == first)
                 weight = join(s, mine);
 #pragma unroll
@@ -65,11 +66,12 @@ __device__ total add_splits(const float2 *sums, const float *partial, int n, int
     return s;
 }
 
-/* grid: (heads' pieces of 64 columns, rows). */
+/* grid: (heads, rows, pieces of 64 columns). Code is kept short here: it is read from memory, too.
+ */
 __global__ void __launch_bounds__(WARPS * 32)
-    merge_kernel(const __grid_constant__ attention_args a, int pieces) {
-    int lane = threadIdx.x % 32, i = (int)blockIdx.x * WARPS + threadIdx.x / 32, row = blockIdx.y;
-    int head = i / pieces, column = i % pieces * COLUMNS + 2 * lane, e = a.head_dim;
+    merge_kernel(const __grid_constant__ attention_args a) {
+    int lane = threadIdx.x % 32, head = (int)blockIdx.x * WARPS + threadIdx.x / 32;
+    int row = blockIdx.y, column = (int)blockIdx.z * COLUMNS + 2 * lane, e = a.head_dim;
     splits seen = {0, 1};
     grid_launch_next();
     if (head < a.n_heads && row < a.step.counts->n_narrow) { /* tables, which no kernel writes */
@@ -81,7 +83,7 @@ __global__ void __launch_bounds__(WARPS * 32)
         return;
     const workspace w = workspace_of(a);
     size_t at = w.at(a, row, head) + seen.first;
-    total s = add_splits(w.sums + at, w.partial + at * e, seen.n, e, column, lane);
+    total s = add_splits(w.sums + at, w.partial + at * e + column, seen.n, e, column < e, lane);
     float by = 1.0f / s.sum;
     if (column < e)
         *(float2 *)(a.a.ctx + (size_t)row * a.a.ld_ctx + (size_t)head * e + column) =
@@ -91,7 +93,7 @@ __global__ void __launch_bounds__(WARPS * 32)
 } // namespace
 
 err_t attention_merge(const struct attention_args *a, int32_t max_rows, cudaStream_t stream) {
-    int32_t pieces = tiles_of(a->head_dim, COLUMNS);
-    dim3 grid((unsigned)tiles_of(a->n_heads * pieces, WARPS), (unsigned)max_rows);
-    return launch_early(merge_kernel, grid, WARPS * 32, 0, stream, *a, pieces);
+    dim3 grid((unsigned)tiles_of(a->n_heads, WARPS), (unsigned)max_rows,
+              (unsigned)tiles_of(a->head_dim, COLUMNS));
+    return launch_early(merge_kernel, grid, WARPS * 32, 0, stream, *a);
 }

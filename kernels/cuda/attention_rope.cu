@@ -129,14 +129,13 @@ __device__ void rope_head(const attention_args &a, int row, T *qkv, int head, in
         low[j] = value ? x[j] : x[j] * cs[j].x - y[j] * cs[j].y;
         high[j] = value ? y[j] : y[j] * cs[j].x + x[j] * cs[j].y;
     }
-    float most = magnitude<LANES>(low, high);
-    if (!used)
-        return;
-    if (head < H) {
+    if (used && head < H) {
         store_pairs(t, from, low);
         store_pairs(t, from + half, high);
-        return;
     }
+    float most = magnitude<LANES>(low, high);
+    if (!used || head < H)
+        return;
     float scale = most * (1.0f / 32767.0f);
     if (value)
         scale = fmaxf(scale, LEAST_VALUE_SCALE);
