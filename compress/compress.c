@@ -78,7 +78,7 @@ static err_t parse_fitted(struct wanted *w, const struct args *a, struct why *wh
     o->calibration = arg(a, "--calibration");
     o->device = arg(a, "--device") ? arg(a, "--device") : "auto";
     err_t e = arg_int(a, "--embed-bits", 1, MAX_PLANES, 0, &o->vocab_planes, why);
-    e = e ? e : arg_int(a, "--steps", 0, 1000000, o->published ? 200 : 400, &o->steps, why);
+    e = e ? e : arg_int(a, "--steps", 0, 1000000, o->published ? 200 : STEPS_USUAL, &o->steps, why);
     e = e ? e : arg_int(a, "--seed", 0, INT32_MAX, 1, &seed, why);
     o->seed = (uint64_t)seed;
     if (!e && o->published && o->steps > 0 && !o->calibration)
@@ -308,7 +308,9 @@ const struct command command_compress = {
                 "from the weights alone: seconds, less like the fine-tune"},
                {"--calibration", "FILE", false,
                 "text to answer like the fine-tune (documents apart by lines \"<|doc|>\")"},
-               {"--steps", "N", false, "steps of fitting (default 400; 0: none)"},
+               {"--steps", "N", false,
+                "steps of fitting (default 4000 on a GPU, 600 there beyond a billion weights, 800 "
+                "on a CPU; 0: none)"},
                {"--seed", "N", false, "of the sampled text (default 1)"},
                {"--method", "fit|bitdelta|svd|delta-come", false,
                 "fit (default), or to compare: BitDelta as published, or no signs at all"},

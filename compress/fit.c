@@ -95,7 +95,9 @@ static struct student_rates rates_at(const struct fit_options *o, int32_t step) 
     if (at + 1 < warm)
         f *= (at + 1) / warm;
     struct student_rates r = o->rates;
-    r.scale *= f, r.bit *= f, r.low_rank *= f, r.norm *= f;
+    r.scale *= f, r.low_rank *= f, r.norm *= f;
+    float left = 1 - at / (float)o->steps;
+    r.bit *= f * left * left; /* signs come to rest first */
     r.t = step + 1;
     return r;
 }
@@ -144,11 +146,12 @@ static double one_step(struct run *r, const struct llama_batch *batch,
                        const struct fit_options *o) {
     struct train_loss sum = {0};
     struct bench *b = &r->b;
+    float fall = o->halved ? 1 + (float)r->rates.t / (float)o->halved : 1;
     r->rows = batch->n_rows;
     bench_forward(b, batch);
     b->t->ops->distil(b->t, batch->n_rows, b->m->config.shape.vocab, b->ours, b->theirs, NULL,
-                      o->kl_weight, o->mse_weight, 1 / (float)batch->n_rows, b->ours, &sum);
-    llama_backward(b->m, b->tape, b->ours, final_gradient(r, batch->n_rows, o->final_weight),
+                      o->kl_weight, o->mse_weight / fall, 1 / (float)batch->n_rows, b->ours, &sum);
+    llama_backward(b->m, b->tape, b->ours, final_gradient(r, batch->n_rows, o->final_weight / fall),
                    r->norm_grad, (struct llama_sink){learn, wants, r});
     student_learn_norms(r->s, r->norm_grad, &r->rates);
     return sum.kl / (double)sum.n_rows;

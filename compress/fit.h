@@ -23,8 +23,13 @@ struct fit_options {
     /* Of the squared error of what lm_head is given, relative to the fine-tune's own square, over a
      * batch. */
     float final_weight;
-    struct student_rates rates; /* at their height: they rise over a tenth of the steps, then fall
-                                   along a cosine to 0 */
+    /* Steps after which the last two weigh half, after twice as many a third, ..: they hasten the
+     * beginning, where they tell more than the KL divergence does, and are not the aim. 0: they
+     * stay as they are. */
+    int32_t halved;
+    /* At their height: they rise over a tenth of the steps, then fall along a cosine to 0, that of
+     * the signs also with the square of the steps left. */
+    struct student_rates rates;
     /* After each step; false: enough for now. NULL: none. */
     bool (*after)(void *arg, const struct fit_report *at);
     void *arg;

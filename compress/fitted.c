@@ -17,19 +17,26 @@
 #include "config/options.h"
 
 enum {
-    ROWS = 768,       /* tokens of a step */
+    ROWS = 768, /* tokens of a step; on a card, where they cost a small model nothing, */
+    CARD_ROWS = 1536,
     MAX_LENGTH = 256, /* of a sequence: what fitting and judging see of a context */
     JUDGE_ROWS = 6144,
     FIRST_DOCUMENTS = 192, /* before it is known how long a model's documents are */
     MOST_DOCUMENTS = 4096, /* at once */
     LEAST_ROWS = 9216,     /* of the fine-tune's text: to measure and to refit on */
     FEW_STEPS = 150,       /* up to here a fit is better off from refitted planes */
+    /* Of a fit where nobody says: more are better (docs/quality.md), but it is to take minutes. */
+    HOST_STEPS = 800,
+    CARD_STEPS = 4000,
+    LARGE_STEPS = 600, /* of a large model on a card */
 };
+/* Weights of a large model. */
+static const double large = 1e9;
 /* Of the rows, those that the fine-tune did not write: the base's own text, or the given one. They
  * keep the tenant like its fine-tune also off the fine-tune's beaten track. */
 static const float other_share = 0.125f;
-/* Each sampled token is seen this often: sampling costs about as much as two steps of learning. */
-static const double passes = 1.25;
+/* Each sampled token is seen this often: to write one costs about as much as to learn from two. */
+static const double passes = 2;
 /* Of the text that is wanted. */
 static const double enough = 0.98;
 
@@ -42,7 +49,8 @@ static const struct fit_options fit_defaults = {
     .kl_weight = 1,
     .mse_weight = 0.3f,
     .final_weight = 10,
-    .rates = {.scale = 0.01f, .bit = 0.005f, .low_rank = 0.005f, .norm = 0.001f},
+    .halved = 400,
+    .rates = {.scale = 0.01f, .bit = 0.012f, .low_rank = 0.005f, .norm = 0.001f},
 };
 static const struct fit_options published_defaults = {
     .rows = 512,
@@ -128,6 +136,12 @@ static err_t read_models(struct fitting *f, struct why *why) {
     return e;
 }
 
+static int32_t usual_steps(const struct fitting *f) {
+    if (strcmp(f->t->ops->name, "cpu") == 0)
+        return HOST_STEPS;
+    return llama_bytes(&f->fine->config, 1) > large ? LARGE_STEPS : CARD_STEPS;
+}
+
 /* Keys of all that the text, and with it the fit, depends on. */
 static err_t open_kept(struct fitting *f, const struct fit_options *o, struct why *why) {
     const struct fitted_options *w = f->o;
@@ -152,10 +166,10 @@ static err_t open_kept(struct fitting *f, const struct fit_options *o, struct wh
         e = why_set(why, E_NOMEM, "not enough memory");
     if (!e) {
         const struct student_rates *r = &o->rates;
-        int n = snprintf(line, sizeof line, "%a %d %d %d %a %a %a %a %a %a %a", w->bits,
+        int n = snprintf(line, sizeof line, "%a %d %d %d %a %a %a %d %a %a %a %a", w->bits,
                          w->vocab_planes, w->dense_vocab, w->published, (double)o->kl_weight,
-                         (double)o->mse_weight, (double)o->final_weight, (double)r->scale,
-                         (double)r->bit, (double)r->low_rank, (double)r->norm);
+                         (double)o->mse_weight, (double)o->final_weight, o->halved,
+                         (double)r->scale, (double)r->bit, (double)r->low_rank, (double)r->norm);
         sha256_add(&key, f->kept.text_key, sizeof f->kept.text_key);
         sha256_add(&key, line, (size_t)n);
         sha256_end(&key, f->kept.fit_key);
@@ -383,13 +397,18 @@ static err_t open_student(struct fitting *f, json_t *made, struct why *why) {
 err_t fitted_write(const struct job_base *base, const struct checkpoint *fine,
                    const struct fitted_options *o, struct tenant_writer *w, struct report *report,
                    json_t *made, json_t **quality, bool *written, struct why *why) {
-    struct fitting f = {.o = o, .base_files = base, .fine = fine, .cost = &report->cost};
+    struct fitted_options mine = *o; /* with the steps that are done */
+    struct fitting f = {.o = &mine, .base_files = base, .fine = fine, .cost = &report->cost};
     f.text = !o->published || o->steps > 0;
     struct fit_options options = o->published ? published_defaults : fit_defaults;
     if (options.max_length > fine->config.context)
         options.max_length = fine->config.context;
     err_t e = device_open(&f.t, o->device, 0, why);
-    options.steps = o->steps;
+    if (!e && o->steps == STEPS_USUAL)
+        mine.steps = usual_steps(&f);
+    if (!e && !o->published && strcmp(f.t->ops->name, "cpu") != 0)
+        options.rows = CARD_ROWS;
+    options.steps = mine.steps;
     if (!e)
         cost_begin(f.cost, f.t);
     *written = false;

@@ -8,6 +8,8 @@
 
 #include "compress/job.h"
 
+enum { STEPS_USUAL = -1 };
+
 struct fitted_options {
     double bits;          /* of a weight of the linears on average, 1 .. MAX_PLANES: planes, scales
                              and low-rank pairs; one plane with its scales is the least */
@@ -16,7 +18,8 @@ struct fitted_options {
     bool published;       /* one scale a matrix, distilled as BitDelta was published */
     const char *calibration; /* a text to answer like the fine-tune, or NULL */
     const char *device;      /* auto, cpu, cuda */
-    int32_t steps;           /* of learning; with few, planes are refitted by least squares first */
+    int32_t steps;           /* of learning; with few, planes are refitted by least squares first;
+                                STEPS_USUAL: as many as the device does in minutes */
     uint64_t seed;
     const char *path;  /* of the file to come: an interrupted fit is kept beside it; NULL: is not */
     bool only_quality; /* is asked for: of a fit that was done and interrupted since, that is known,

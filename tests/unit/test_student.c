@@ -191,6 +191,36 @@ static double fitted_kl(struct duo *d, struct budget_choice linear, struct budge
     return kl;
 }
 
+/* KL on the text itself after one step. */
+static double stepped_kl(struct duo *d, const struct lesson *own, float final_weight,
+                         int32_t halved) {
+    struct student s;
+    struct why why = {""};
+    struct budget_choice choice[MATRICES], one = {.planes = 1, .scales = SCALES_BOTH};
+    choose(choice, d, one, one);
+    open_student(d, &s, choice);
+    struct lesson none = {0};
+    struct fit_options o = {.steps = 1, .rows = 192, .max_length = 16, .kl_weight = 1};
+    o.rates.scale = 0.02f, o.final_weight = final_weight, o.halved = halved;
+    struct fit_report r = {0};
+    CHECK_OK(fit_run(&s, &d->fine, own, &none, &o, &r, &why), why);
+    double kl = kl_of(d, &s.model, &own->text);
+    student_free(&s);
+    return kl;
+}
+
+TEST(fit_errors_that_hasten_it_weigh_half_after_the_steps_said) {
+    struct duo d;
+    struct lesson own = {0};
+    open_duo(&d, false);
+    sample(&d, 40, 1, &own);
+    double fallen = stepped_kl(&d, &own, 2, 1);
+    CHECK_NEAR(fallen, stepped_kl(&d, &own, 1, 0), 0, 0);
+    CHECK(fabs(fallen - stepped_kl(&d, &own, 2, 0)) > 1e-9);
+    lesson_free(&own);
+    close_duo(&d);
+}
+
 /* What 1, 2, 4 and 8 planes leave of the differences, all linears together, before any fitting. */
 TEST(planes_together_leave_what_evenly_spaced_levels_leave) {
     static const struct {
