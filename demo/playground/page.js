@@ -119,7 +119,7 @@ async function readFigures() {
   return {
     running: labelled(m, 'vllm:num_requests_running'), waiting: labelled(m, 'vllm:num_requests_waiting'),
     rows: m.get('bitdeltad_step_rows'), tenants: m.get('bitdeltad_step_tenants'),
-    kv: labelled(m, 'vllm:kv_cache_usage_perc'), registered: m.get('bitdeltad_tenants'),
+    kv: labelled(m, 'vllm:kv_cache_usage_perc'), registered: m.get('bitdeltad_tenants'), resident: [...bytesOf.values()].filter(held => held > 0).length,
     tenantBytes: m.get('bitdeltad_tenant_bytes'), deviceBytes: m.get('bitdeltad_device_bytes'),
     steps: m.get('bitdeltad_engine_steps_total'), generated: labelled(m, 'vllm:generation_tokens_total'),
   };
@@ -161,12 +161,12 @@ function showFigures() {
     ['running', number(f.running)], ['waiting', number(f.waiting)],
     ['rows in last step', number(f.rows)], ['tenants in last step', number(f.tenants)],
     ['key-value cache', `${number(f.kv * 100)} %`],
-    ['tenants resident', `${number(f.registered)} (${bytes(f.tenantBytes)})`],
+    ['tenants resident', `${number(f.resident)}${f.resident < f.registered ? ` of ${number(f.registered)}` : ''} (${bytes(f.tenantBytes)})`],
     ['device memory', bytes(f.deviceBytes)],
   ]);
   for (const small of document.querySelectorAll('#models small')) {
     const id = small.dataset.model, held = bytesOf.get(id);
-    small.textContent = id === base ? 'base' : sameAs.has(id) ? `= ${sameAs.get(id)}` : held ? bytes(held) : '';
+    small.textContent = id === base ? 'base' : sameAs.has(id) ? `= ${sameAs.get(id)}` : held ? bytes(held) : held === 0 ? 'away' : '';
   }
 }
 
