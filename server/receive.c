@@ -131,7 +131,7 @@ static enum MHD_Result on_head(struct exchange *x, const char *url, const char *
         bool at_once = x->head.expects_continue || x->head.n_transfer > x->head.chunked ||
                        x->head.malformed || x->head.n_length > 1 || length > DRAIN_BYTES;
         x->close |= at_once;
-        if ((x->close && !x->head.chunked) || at_once || !body)
+        if ((x->close && !x->head.chunked) || at_once)
             return respond_queue(x);
         x->state = X_DRAIN;
     } else {

@@ -556,3 +556,24 @@ TEST(http_bodies_may_come_in_chunks) {
     CHECK_EQ(daemon_metric(&d, "bitdeltad_http_body_bytes"), 0);
     CHECK_EQ(daemon_stop(&d, SIGTERM, 5000), 0);
 }
+
+/* A wrong address or key costs nobody the connection. */
+TEST(http_refusals_without_a_body_keep_the_connection) {
+    struct daemon d = {0};
+    daemon_start(&d, "");
+    int fd = client_connect(&d);
+    static const char *const calls[] = {"GET /none", "DELETE /v1/models/base",
+                                        "GET /v1/models/none", "GET /health"};
+    static const int status[] = {404, 405, 404, 200};
+    for (size_t i = 0; i < sizeof calls / sizeof *calls; i++) {
+        char text[128];
+        snprintf(text, sizeof text, "%s HTTP/1.1\r\nHost: x\r\n\r\n", calls[i]);
+        client_text(fd, text);
+        struct answer a = client_read(fd, 3000);
+        CHECK_EQ(a.status, status[i]);
+        CHECK(a.whole && !a.closed);
+        answer_free(&a);
+    }
+    close(fd);
+    CHECK_EQ(daemon_stop(&d, SIGTERM, 5000), 0);
+}
