@@ -2,18 +2,24 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/mman.h>
 
 #include "kernels/cpu/memory.h"
 #include "kernels/cpu/train_closed.h"
 #include "kernels/cpu/train_cpu.h"
 
-enum { ALIGNMENT = 256 };
+enum { ALIGNMENT = 256, HUGE_PAGE = 2 << 20 };
 
+/* Large blocks are asked for in huge pages: a matrix read row by row touches a page a row. */
 static void *aligned(size_t bytes) {
-    if (bytes > SIZE_MAX - ALIGNMENT)
+    size_t alignment = bytes >= 2 * HUGE_PAGE ? HUGE_PAGE : ALIGNMENT;
+    if (bytes > SIZE_MAX - alignment)
         return NULL;
-    size_t whole = (bytes + ALIGNMENT - 1) / ALIGNMENT * ALIGNMENT;
-    return aligned_alloc(ALIGNMENT, whole ? whole : ALIGNMENT);
+    size_t whole = (bytes + alignment - 1) / alignment * alignment;
+    void *p = aligned_alloc(alignment, whole ? whole : alignment);
+    if (p && alignment == HUGE_PAGE)
+        madvise(p, whole, MADV_HUGEPAGE); /* where the kernel has none, it stays as it is */
+    return p;
 }
 
 float *train_cpu_work(struct train_cpu *c, size_t n) {

@@ -77,9 +77,75 @@ void train_cpu_gemm_one(const struct train_cpu *cpu, int32_t thread, int32_t m, 
         job_block(&j, task, thread);
 }
 
+/* ---- few rows ---------------------------------------------------------------------------------
+ */
+
+/* Up to here y = x W' is made as (W x')': x is packed, once for all threads, and W is read in the
+ * order in which it lies. Packing W, which is read from memory, would take longer than the
+ * product. The sums are the same, number by number. */
+enum { FEW_ROWS = 256, TURNED_COLS = 48 };
+
+struct turned {
+    const struct train_cpu *cpu;
+    int32_t rows, padded; /* of x; whole panels of it */
+    const float *x;
+    const struct train_weights *w;
+    float *packed, *y; /* packed: of each TRAIN_KC columns all panels */
+    bool add;
+};
+
+static int32_t depth(const struct turned *j, int32_t k0) {
+    return j->w->k - k0 < TRAIN_KC ? j->w->k - k0 : TRAIN_KC;
+}
+
+static void pack_task(void *arg, int32_t task, int32_t thread) {
+    (void)thread;
+    const struct turned *j = arg;
+    int32_t k0 = task * TRAIN_KC;
+    struct train_mat x = {j->x + k0, (size_t)j->w->k, 1};
+    j->cpu->isa->pack(x, j->rows, depth(j, k0), j->cpu->isa->nr,
+                      j->packed + (size_t)k0 * (size_t)j->padded);
+}
+
+static void turned_task(void *arg, int32_t task, int32_t thread) {
+    const struct turned *j = arg;
+    const struct train_isa *isa = j->cpu->isa;
+    float *own = j->cpu->panels[thread]; /* [mr, depth] of W, its rows side by side */
+    size_t n = (size_t)j->w->n, k = (size_t)j->w->k;
+    int32_t end = (task + 1) * TURNED_COLS < j->w->n ? (task + 1) * TURNED_COLS : j->w->n;
+    for (int32_t i = task * TURNED_COLS; i < end; i += isa->mr)
+        for (int32_t k0 = 0; k0 < j->w->k; k0 += TRAIN_KC) {
+            int32_t kc = depth(j, k0), cols = end - i < isa->mr ? end - i : isa->mr;
+            const float *w = (const float *)j->w->w + (size_t)i * k + (size_t)k0;
+            for (int32_t r = 0; r < isa->mr; r++)
+                memcpy(own + (size_t)r * (size_t)kc, w + (size_t)(r < cols ? r : 0) * k,
+                       (size_t)kc * sizeof *own);
+            const float *x = j->packed + (size_t)k0 * (size_t)j->padded;
+            for (int32_t q = 0; q < j->rows; q += isa->nr) {
+                struct tile_out out = {j->y + (size_t)q * n + (size_t)i, n, j->rows - q, cols,
+                                       j->add || k0 > 0};
+                isa->tile_turned(kc, own, (size_t)kc, x + (size_t)q * (size_t)kc, &out);
+            }
+        }
+}
+
+static void product_of_few(struct train_cpu *cpu, int32_t rows, const float *x,
+                           const struct train_weights *w, float *y, bool add) {
+    struct turned j = {cpu, rows, blocks(rows, cpu->isa->nr) * cpu->isa->nr, x, w, NULL, y, add};
+    j.packed = train_cpu_work(cpu, (size_t)j.padded * (size_t)w->k);
+    if (!j.packed)
+        return;
+    pool_run(cpu->pool, pack_task, &j, blocks(w->k, TRAIN_KC));
+    pool_run(cpu->pool, turned_task, &j, blocks(w->n, TURNED_COLS));
+}
+
 void train_cpu_product(struct train *t, int32_t rows, const float *x, const struct train_weights *w,
                        float *y, bool add) {
     size_t k = (size_t)w->k;
+    if (rows <= FEW_ROWS) {
+        product_of_few(train_cpu(t), rows, x, w, y, add);
+        return;
+    }
     train_cpu_gemm(t, rows, w->n, w->k, train_mat(x, k), train_mat_t(w->w, k), y, (size_t)w->n,
                    add);
 }

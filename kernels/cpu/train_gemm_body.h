@@ -177,6 +177,47 @@ static void pack_columns(struct train_mat x, int32_t rows, int32_t k, int32_t st
 }
 #endif
 
+/* Sums as in tile, whichever operand is the broadcast one. */
+static void tile_turned(int32_t k, const float *a, size_t lda, const float *b,
+                        const struct tile_out *out) {
+    fvec acc[TILE_MR][TILE_VECTORS];
+    for (int i = 0; i < TILE_MR; i++)
+        for (int j = 0; j < TILE_VECTORS; j++)
+            acc[i][j] = (fvec){0};
+    for (int32_t l = 0; l < k; l++, a++, b += TILE_NR) {
+        fvec x[TILE_VECTORS];
+        for (int j = 0; j < TILE_VECTORS; j++)
+            memcpy(&x[j], b + j * LANES_EACH, sizeof x[j]);
+        _Pragma("GCC unroll 16") for (int i = 0; i < TILE_MR; i++)
+            _Pragma("GCC unroll 4") for (int j = 0; j < TILE_VECTORS; j++) acc[i][j] =
+                fused(a[(size_t)i * lda], x[j], acc[i][j]);
+    }
+    int32_t cols = out->cols < TILE_MR ? out->cols : TILE_MR,
+            rows = out->rows < TILE_NR ? out->rows : TILE_NR;
+#if defined(__AVX512F__)
+    __mmask16 some = first(cols);
+    for (int j = 0; j < TILE_VECTORS; j++) {
+        __m512 r[16];
+        for (int i = 0; i < 16; i++)
+            r[i] = i < TILE_MR ? (__m512)acc[i < TILE_MR ? i : 0][j] : _mm512_setzero_ps();
+        turn(r);
+        for (int i = 0; i < 16 && j * 16 + i < rows; i++) {
+            float *c = out->c + (size_t)(j * 16 + i) * out->ldc;
+            _mm512_mask_storeu_ps(
+                c, some, out->add ? _mm512_add_ps(_mm512_maskz_loadu_ps(some, c), r[i]) : r[i]);
+        }
+    }
+#else
+    float sum[TILE_MR * TILE_NR];
+    memcpy(sum, acc, sizeof sum);
+    for (int32_t r = 0; r < rows; r++)
+        for (int32_t i = 0; i < cols; i++) {
+            float *c = out->c + (size_t)r * out->ldc + i, x = sum[i * TILE_NR + r];
+            *c = out->add ? *c + x : x;
+        }
+#endif
+}
+
 static void pack(struct train_mat x, int32_t rows, int32_t k, int32_t step, float *panel) {
     for (int32_t r0 = 0; r0 < rows; r0 += step, panel += (size_t)step * (size_t)k) {
         int32_t n = rows - r0 < step ? rows - r0 : step;

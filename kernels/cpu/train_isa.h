@@ -44,6 +44,9 @@ struct train_isa {
     void (*pack)(struct train_mat x, int32_t rows, int32_t k, int32_t step, float *panel);
     /* c [mr, nr] (+)= sum over l < k of a[l][mr] (x) b[l][nr] */
     void (*tile)(int32_t k, const float *a, const float *b, const struct tile_out *out);
+    /* The same numbers with a [mr] rows of lda floats, and turned: c [nr, mr] (+)= b' a. */
+    void (*tile_turned)(int32_t k, const float *a, size_t lda, const float *b,
+                        const struct tile_out *out);
 
     /* One row of n: train_ops.norm, norm_back (dw added to). */
     void (*norm)(int32_t n, float eps, const float *x, const float *w, float *y, float *inv);

@@ -10,8 +10,8 @@
 #define TRAIN_ISA_TABLE(title)                                                                     \
     {                                                                                              \
         .name = title, .runs_here = runs_here, .mr = TILE_MR, .nr = TILE_NR, .pack = pack,         \
-        .tile = tile, .norm = norm, .norm_back = norm_back, .swiglu = swiglu,                      \
-        .swiglu_back = swiglu_back, .axpy = axpy, .softmax = softmax,                              \
+        .tile = tile, .tile_turned = tile_turned, .norm = norm, .norm_back = norm_back,            \
+        .swiglu = swiglu, .swiglu_back = swiglu_back, .axpy = axpy, .softmax = softmax,            \
         .softmax_back = softmax_back, .decode = decode, .widen = widen, .distil = distil,          \
         .largest = largest, .weigh = weigh, .adam = adam, .plane_add = plane_add,                  \
         .plane_grad = plane_grad, .plane_square = plane_square, .plane_move = plane_move,          \
