@@ -8,10 +8,8 @@
 #include "engine/rope.h"
 #include "kernels/f16.h"
 
-enum {
-    BLOCK_FLOATS = 1 << 23, /* read at a time: 32 MB */
-    READ_TASKS = 64
-};
+/* A thread lives for a block alone: more of them than this take longer to start than to read. */
+enum { READ_TASKS = 16 };
 
 void llama_tensor(char *out, size_t n, const struct model_config *c, int32_t i) {
     int32_t n_linears = c->shape.n_layers * N_PARTS;
@@ -92,12 +90,12 @@ struct llama_source llama_source_files(struct llama_files *f) {
  */
 
 static int32_t block_rows(int32_t k) {
-    return BLOCK_FLOATS / k > 0 ? BLOCK_FLOATS / k : 1;
+    return LLAMA_BLOCK / k > 0 ? LLAMA_BLOCK / k : 1;
 }
 
 err_t llama_reader_open(struct llama_reader *r, struct train *t, struct llama_source from,
                         struct why *why) {
-    size_t bytes = BLOCK_FLOATS * sizeof(float);
+    size_t bytes = LLAMA_BLOCK * sizeof(float);
     *r = (struct llama_reader){.t = t, .from = from, .host = malloc(bytes)};
     if (!r->host || t->ops->take(t, bytes, &r->stage))
         return why_set(why, E_NOMEM, "There is not enough memory to read weights.");
@@ -244,7 +242,7 @@ err_t llama_load(struct llama *m, struct train *t, const struct model_config *co
     float *norms = e ? NULL : malloc(n_norm * sizeof *norms), *device = NULL;
     e = e ? e : llama_reader_open(&r, t, from, why);
     if (!e)
-        e = norms && !t->ops->take(t, BLOCK_FLOATS * sizeof *device, (void **)&device)
+        e = norms && !t->ops->take(t, LLAMA_BLOCK * sizeof *device, (void **)&device)
                 ? 0
                 : no_room(m, why);
     e = e ? e : fill(m, &r, p, device, why);

@@ -67,6 +67,7 @@ struct llama_source llama_source_files(struct llama_files *f);
 
 /* The way of a source's rows to a device: a block is read by all cores and goes there as it is
  * stored. */
+enum { LLAMA_BLOCK = 1 << 24 }; /* numbers */
 struct llama_reader {
     struct train *t;
     struct llama_source from;

@@ -150,10 +150,33 @@ static size_t largest(const struct student *s) {
     return most;
 }
 
+static void stop_reading(struct student *s) {
+    s->t->ops->give(s->t, s->block), s->t->ops->give(s->t, s->sums);
+    s->block = s->sums = NULL;
+    llama_reader_close(&s->reader);
+}
+
+err_t student_read(struct student *s, struct why *why) {
+    struct train *t = s->t;
+    size_t rows = 0;
+    if (s->block)
+        return 0;
+    for (int32_t i = 0; i < s->model.n_matrices; i++)
+        rows = (size_t)s->model.matrix[i].n > rows ? (size_t)s->model.matrix[i].n : rows;
+    s->fine_files = (struct llama_files){s->fine, false};
+    err_t e = llama_reader_open(&s->reader, t, llama_source_files(&s->fine_files), why);
+    e = e ? e : t->ops->take(t, 3 * rows * sizeof(float), (void **)&s->sums);
+    e = e ? e : t->ops->take(t, LLAMA_BLOCK * sizeof(float), (void **)&s->block);
+    if (e)
+        stop_reading(s);
+    return e ? why_set(why, e, "There is not enough memory to read weights.") : 0;
+}
+
 err_t student_work(struct student *s, bool wanted, struct why *why) {
     if (!wanted) {
         s->t->ops->give(s->t, s->work);
         s->work = NULL;
+        stop_reading(s);
     } else if (!s->work && s->t->ops->take(s->t, largest(s) * sizeof(float), (void **)&s->work)) {
         s->work = NULL;
         return why_set(why, E_NOMEM, "There is not enough memory for a matrix of differences.");
@@ -233,7 +256,8 @@ void student_free(struct student *s) {
         free(x->row_id);
     }
     if (t) {
-        t->ops->give(t, s->merged.w), t->ops->give(t, s->grad), t->ops->give(t, s->work);
+        t->ops->give(t, s->merged.w), t->ops->give(t, s->grad);
+        student_work(s, false, NULL);
     }
     free(s->matrix);
     llama_free(&s->model); /* and the norms with it: norm.x is model.norm */

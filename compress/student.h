@@ -45,6 +45,10 @@ struct student {
     struct train_weights merged;                /* room for the largest matrix */
     float *grad;                                /* gradients of scales and pairs */
     float *work;                                /* the largest matrix in FP32, or NULL */
+    struct llama_files fine_files;              /* what the reader reads */
+    struct llama_reader reader;                 /* of the fine-tune, with: */
+    float *block;                               /* rows of the base, LLAMA_BLOCK numbers */
+    float *sums;                                /* [3, rows of any matrix] */
 };
 
 /* choice [n_matrices]: how each matrix is stored (of tied models that of the embedding counts for

@@ -12,8 +12,7 @@ enum {
     SCALE_ROUNDS = 8,
     SPLIT_ROUNDS = 2,
     JOINT_ROUNDS = 4,
-    TURN_ROUNDS = 2,        /* of the scales of one plane, within one of those */
-    BLOCK_FLOATS = 1 << 23, /* read at a time */
+    TURN_ROUNDS = 2, /* of the scales of one plane, within one of those */
 };
 
 /* ---- reading -----------------------------------------------------------------------------------
@@ -44,33 +43,26 @@ static err_t add_up(struct student_matrix *x, struct train *t, const float *base
 err_t student_survey(struct student *s, int32_t i, float *d, bool *changed, struct why *why) {
     struct student_matrix *x = &s->matrix[i];
     struct train *t = s->t;
-    struct llama_files files = {s->fine, false};
-    struct llama_reader fine;
     size_t k = (size_t)x->k, each = t->ops->weight_bytes;
-    int32_t step = BLOCK_FLOATS / x->k > 0 ? BLOCK_FLOATS / x->k : 1;
-    float *base = NULL, *sums = NULL; /* device [step, k], [3, n] */
-    err_t e = llama_reader_open(&fine, t, llama_source_files(&files), why);
-    e = e ? e : t->ops->take(t, (size_t)step * k * sizeof *base, (void **)&base);
-    e = e ? e : t->ops->take(t, 3 * (size_t)x->n * sizeof *sums, (void **)&sums);
-    float *changes = sums ? sums + x->n : NULL;
-    int32_t *zeros = (int32_t *)(void *)(sums ? sums + 2 * (size_t)x->n : NULL);
+    int32_t step = LLAMA_BLOCK / x->k > 0 ? LLAMA_BLOCK / x->k : 1;
+    err_t e = student_read(s, why);
+    float *changes = e ? NULL : s->sums + x->n;
+    int32_t *zeros = (int32_t *)(void *)(e ? NULL : changes + x->n);
     for (int32_t at = 0, rows; !e && at < x->n; at += rows) {
         rows = x->n - at < step ? x->n - at : step;
         char *from = (char *)s->base->matrix[i].w + (size_t)at * k * each;
         struct train_weights part = {from, rows, x->k};
         float *to = d + (size_t)at * k;
-        e = llama_read(&fine, i, at, rows, x->k, to, why);
+        e = llama_read(&s->reader, i, at, rows, x->k, to, why);
         if (e)
             break;
-        t->ops->load(t, &part, base);
-        t->ops->axpy(t, (size_t)rows * k, -1, base, to);
-        t->ops->row_dots(t, rows, x->k, base, base, sums + at);
+        t->ops->load(t, &part, s->block);
+        t->ops->axpy(t, (size_t)rows * k, -1, s->block, to);
+        t->ops->row_dots(t, rows, x->k, s->block, s->block, s->sums + at);
         t->ops->row_dots(t, rows, x->k, to, to, changes + at);
         t->ops->row_zeros(t, rows, x->k, to, zeros + at);
     }
-    e = e ? e : add_up(x, t, sums, changes, zeros, changed);
-    t->ops->give(t, base), t->ops->give(t, sums);
-    llama_reader_close(&fine);
+    e = e ? e : add_up(x, t, s->sums, changes, zeros, changed);
     return e == E_NOMEM ? why_set(why, e, "There is not enough memory to read weights.") : e;
 }
 
@@ -80,20 +72,17 @@ err_t student_difference(struct student *s, int32_t i, float *d, struct why *why
 
 err_t student_put_exact_rows(struct student *s, int32_t i, struct why *why) {
     const struct student_matrix *x = &s->matrix[i];
-    struct llama_files files = {s->fine, false};
-    struct llama_reader fine;
     size_t k = (size_t)x->k, bytes = s->t->ops->weight_bytes;
-    err_t e = llama_reader_open(&fine, s->t, llama_source_files(&files), why);
+    err_t e = student_read(s, why);
     for (int32_t at = 0, n; !e && at < x->n_rows; at += n) { /* runs of neighbours */
         for (n = 1; at + n < x->n_rows && x->row_id[at + n] == x->row_id[at] + n; n++)
             ;
         struct train_weights part = {(char *)x->ground.w + (size_t)x->row_id[at] * k * bytes, n,
                                      x->k};
-        e = llama_read(&fine, i, x->row_id[at], n, x->k, s->work, why);
+        e = llama_read(&s->reader, i, x->row_id[at], n, x->k, s->work, why);
         if (!e)
             s->t->ops->store(s->t, s->work, &part);
     }
-    llama_reader_close(&fine);
     return e;
 }
 

@@ -4,6 +4,8 @@
 
 #include "compress/student.h"
 
+/* Opens the student's reader of the fine-tune, unless it is; student_work gives it up. */
+err_t student_read(struct student *s, struct why *why);
 /* d (device [N, K]) = fine-tune - base as served. changed [N] (or NULL): whether a row
  * differs at all. Writes the matrix's base, change and zeros. */
 err_t student_survey(struct student *s, int32_t i_matrix, float *d, bool *changed, struct why *why);
