@@ -1,12 +1,12 @@
 /* Opening and closing the CUDA backend, and the memory it takes: the packed base and everything a
  * step needs at open, the KV pool and what is left for tenants in kv_open. After that nothing is
  * allocated on the device again. */
-#include <cstdio>
 #include <cstdlib>
 #include <cstring>
 #include <new>
 
 #include "config/log.h"
+#include "kernels/cuda/card.h"
 #include "kernels/cuda/cuda.h"
 #include "kernels/cuda/launch.h"
 
@@ -37,23 +37,16 @@ void cuda_note_call(struct cuda *c, cudaError_t e, const char *what) {
 /* ---- the device and the shape ---------------------------------------------------------------- */
 
 static err_t find_device(struct cuda *c, struct why *why) {
-    int n = 0;
     cudaDeviceProp p;
-    cudaError_t e = cudaGetDeviceCount(&n);
-    if (e != cudaSuccess || n < 1)
-        return why_set(why, E_UNSUPPORTED, "there is no CUDA device: %s",
-                       e == cudaSuccess ? "none found" : cudaGetErrorString(e));
-    e = cudaGetDeviceProperties(&p, 0);
-    if (e != cudaSuccess)
-        return why_set(why, E_DEVICE, "the CUDA device does not answer: %s", cudaGetErrorString(e));
+    err_t e = card_open(&p, c->description, sizeof c->description, why);
+    if (e)
+        return e;
     if (code_arch() < 800)
         return why_set(why, E_UNSUPPORTED,
                        "the CUDA backend was not built for compute capability %d.%d, which %s has; "
                        "it needs 8.0 or more, and CUDA_ARCH says for which it is built",
                        p.major, p.minor, p.name);
     c->n_thread_blocks = p.multiProcessorCount;
-    snprintf(c->description, sizeof c->description, "cuda, %.100s, %zu MiB", p.name,
-             p.totalGlobalMem >> 20);
     return E_OK;
 }
 

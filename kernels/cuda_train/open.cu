@@ -5,6 +5,7 @@
 #include <cstdio>
 #include <new>
 
+#include "kernels/cuda/card.h"
 #include "kernels/cuda_train/cuda_train.h"
 
 static const size_t BLAS_WORKSPACE_BYTES = (size_t)64 << 20;
@@ -107,24 +108,15 @@ static const struct train_ops *ops(void) {
 }
 
 static err_t find_device(struct cuda_train *c, struct why *why) {
-    int n = 0;
     cudaDeviceProp p;
-    cudaError_t e = cudaGetDeviceCount(&n);
-    if (e != cudaSuccess || n < 1)
-        return why_set(why, E_UNSUPPORTED, "there is no CUDA device: %s",
-                       e == cudaSuccess ? "none found" : cudaGetErrorString(e));
-    e = cudaGetDeviceProperties(&p, 0);
-    if (e == cudaSuccess)
-        e = cudaSetDevice(0);
-    if (e != cudaSuccess)
-        return why_set(why, E_DEVICE, "the CUDA device does not answer: %s", cudaGetErrorString(e));
+    err_t e = card_open(&p, c->description, sizeof c->description, why);
+    if (e)
+        return e;
     if (cuda_train_attention_setup(&c->max_head) != cudaSuccess)
         return why_set(why, E_UNSUPPORTED,
                        "the CUDA backend of fitting was not built for compute capability %d.%d, "
                        "which %s has; CUDA_ARCH says for which it is built",
                        p.major, p.minor, p.name);
-    snprintf(c->description, sizeof c->description, "cuda, %.100s, %zu MiB", p.name,
-             p.totalGlobalMem >> 20);
     return E_OK;
 }
 
