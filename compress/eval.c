@@ -100,10 +100,16 @@ static err_t read_questions(struct eval *v, const struct args *a, const struct m
     const char *text = arg(a, "--text"), *tasks = arg(a, "--tasks");
     int32_t limit;
     err_t e = arg_int(a, "--limit", 1, 1 << 30, 0, &limit, why);
+    if (!e && tasks)
+        e = task_set_read(&v->set, v->words, tasks, c->context, c->n_eos ? c->eos_id[0] : -1, limit,
+                          why);
+    if (!e && v->set.n_too_long)
+        fprintf(stderr,
+                "Note: %d of the questions in %s do not fit the context of %d tokens with room "
+                "for an answer, and are not asked.\n",
+                v->set.n_too_long, tasks, c->context);
     if (e || tasks)
-        return e ? e
-                 : task_set_read(&v->set, v->words, tasks, c->context, c->n_eos ? c->eos_id[0] : -1,
-                                 limit, why);
+        return e;
     char *buffer;
     size_t n;
     e = corpus_read_file(text, &buffer, &n, why);

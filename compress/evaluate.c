@@ -107,7 +107,11 @@ static err_t add_document(struct task_set *set, const struct tokenizer *t, const
                              &n_answer, why);
     free(answer);
     k->max_new = 2 * n_answer + 8; /* an answer longer than that is wrong anyway */
-    if (!e && k->n_prompt + k->max_new <= context && (k->answer = strdup(d->answer)))
+    bool fits = k->n_prompt + k->max_new <= context;
+    set->n_too_long += !e && !fits;
+    if (!e && fits && !(k->answer = strdup(d->answer)))
+        e = E_NOMEM;
+    if (k->answer)
         set->n_tasks++;
     else
         free(k->prompt), *k = (struct task){0};
@@ -131,6 +135,8 @@ err_t task_set_read(struct task_set *set, const struct tokenizer *t, const char 
     size_t n = json_array_size(list);
     if (limit > 0 && n > (size_t)limit)
         n = (size_t)limit;
+    if (!e && !n)
+        e = why_set(why, E_INVAL, "%s holds no documents.", path);
     if (!e && !(set->task = calloc(n + 1, sizeof *set->task)))
         e = E_NOMEM;
     const char *template = tokenizer_facts(t)->chat_template;

@@ -14,13 +14,17 @@ struct task {
 struct task_set {
     struct task *task; /* [n_tasks] owned */
     int32_t n_tasks;
-    struct corpus text; /* every document whole, for its perplexity */
+    int32_t
+        n_too_long; /* questions that do not fit the context with room for an answer: not asked */
+    struct corpus text; /* every document, up to the context, for its perplexity */
 };
 
 /* Reads a JSON array of documents. {"prompt": .., "answer": ..}: a question. A string with a tab:
  * user's question, tab, answer, put into the tokenizer's chat template (ChatML alone). A string
  * whose last line begins with a word and a colon: the answer is what follows that colon. Any other
- * string is text alone. At most `limit` documents (0: all). */
+ * string is text alone. At most `limit` documents (0: all). E_FORMAT, E_IO; E_INVAL: there are
+ * none.
+ */
 err_t task_set_read(struct task_set *set, const struct tokenizer *t, const char *path,
                     int32_t context, int32_t eos_id, int32_t limit, struct why *why);
 void task_set_free(struct task_set *set);
