@@ -6,6 +6,8 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "compress/low_rank.h"
+
 static const float least_scale = 1e-12f;
 
 static float *take(struct closed *c, size_t floats, err_t *e) {
@@ -357,6 +359,15 @@ void closed_columns(struct closed *c, const struct moments *m, const struct trai
             logs[l] = solved[l] > least_scale ? logf(solved[l]) : logs[l];
         o->put(c->t, col->x, logs, k * sizeof(float));
     }
+}
+
+err_t closed_pair(struct closed *c, const struct moments *m, const struct train_delta *x,
+                  const float *d, float *b, float *a) {
+    struct train_delta planes = *x;
+    planes.rank = 0;
+    c->t->ops->copy(c->t, c->x, d, (size_t)x->n * (size_t)x->k * sizeof(float));
+    c->t->ops->unmerge(c->t, &planes, -1, c->x);
+    return low_rank(c->t, x->n, x->k, x->rank, c->x, m->own, b, a, NULL);
 }
 
 double closed_error(struct closed *c, const struct moments *m, const struct train_delta *x,

@@ -69,6 +69,9 @@ void closed_rows(struct closed *c, const struct moments *m, const struct train_d
  * for planes without. */
 void closed_columns(struct closed *c, const struct moments *m, const struct train_delta *x,
                     const float *d, float damp);
+/* The pair b [n, rank], a [rank, k] nearest to d [n, k] less the planes. E_NOMEM. */
+err_t closed_pair(struct closed *c, const struct moments *m, const struct train_delta *x,
+                  const float *d, float *b, float *a);
 /* tr (d - Q) H (d - Q)', relative to tr d H d'. */
 double closed_error(struct closed *c, const struct moments *m, const struct train_delta *x,
                     const float *d);

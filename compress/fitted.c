@@ -336,6 +336,7 @@ static err_t refit(struct fitting *f, struct why *why) {
                               .batches = LEAST_ROWS / ROWS,
                               .damp = 0.3f,
                               .signs = true,
+                              .pairs = true,
                               .teacher = &f->teacher,
                               .p = &f->progress};
     begin(f, "refit");

@@ -83,8 +83,20 @@ static void note_error(struct refitting *r, int32_t i, const struct train_delta 
         r->error[i] = closed_error(&r->closed, &r->moments[r->input], x, r->d);
 }
 
-/* Signs with the scales as they are, then scales with these signs. Column scales need the factor's
- * place, so it is made again for every matrix that has them. */
+/* Signs with the scales as they are, then scales with these signs. */
+static void refit_planes(struct refitting *r, const struct train_delta *x, bool columns) {
+    const struct moments *m = &r->moments[r->input];
+    if (r->o->signs)
+        closed_signs(&r->closed, x, r->d);
+    closed_rows(&r->closed, m, x, r->d);
+    if (columns) {
+        closed_columns(&r->closed, m, x, r->d, r->o->damp);
+        closed_rows(&r->closed, m, x, r->d);
+    }
+}
+
+/* The planes, the pair with these planes, and the planes with this pair. Column scales need the
+ * factor's place, so it is made again for every matrix that has them. */
 static err_t refit_matrix(struct refitting *r, int32_t i, struct why *why) {
     const struct moments *m = &r->moments[r->input];
     struct closed *c = &r->closed;
@@ -102,15 +114,17 @@ static err_t refit_matrix(struct refitting *r, int32_t i, struct why *why) {
     err_t e = find_target(r, i, why);
     if (e)
         return e;
-    if (r->o->signs)
-        closed_signs(c, &x, r->d);
-    closed_rows(c, m, &x, r->d);
-    if (columns) {
-        closed_columns(c, m, &x, r->d, r->o->damp);
-        closed_rows(c, m, &x, r->d);
+    refit_planes(r, &x, columns);
+    if (x.rank && r->o->pairs) {
+        struct student_matrix *own = &r->s->matrix[i];
+        e = closed_pair(c, m, &x, r->d, own->b.x, own->a.x);
+        e = e ? e : student_size_pair(r->s, i);
+        if (columns)
+            closed_factor(c, m, r->o->damp);
+        refit_planes(r, &x, columns);
     }
     note_error(r, i, &x);
-    return 0;
+    return e ? why_set(why, e, "There is not enough memory to refit the pairs.") : 0;
 }
 
 /* Input by input, each as the student makes it with the matrices before it refitted. */

@@ -76,6 +76,8 @@ void student_keep_no_more(struct student *s);
 err_t student_difference(struct student *s, int32_t i_matrix, float *d, struct why *why);
 /* What the planes and the pair of a matrix add to its ground; valid while the student is. */
 struct train_delta student_delta(const struct student *s, int32_t i_matrix);
+/* Takes the pair's numbers as they are for the unit of its learning. E_NOMEM. */
+err_t student_size_pair(struct student *s, int32_t i_matrix);
 
 /* Step sizes; 0 leaves that kind of number as it is. */
 struct student_rates {

@@ -176,6 +176,12 @@ static err_t root_mean_square(struct train *t, const struct train_vector *v, flo
     return 0;
 }
 
+err_t student_size_pair(struct student *s, int32_t i) {
+    struct student_matrix *x = &s->matrix[i];
+    err_t e = root_mean_square(s->t, &x->a, &x->a_size);
+    return e ? e : root_mean_square(s->t, &x->b, &x->b_size);
+}
+
 /* The pair and the first plane take turns, since each is to fit what the other leaves; then all
  * planes together. */
 err_t student_start(struct student *s, int32_t i, float *d) {
@@ -198,6 +204,5 @@ err_t student_start(struct student *s, int32_t i, float *d) {
         fit_plane(s, x, x->plane, d);
     }
     e = e ? e : fit_planes(s, x, d);
-    e = e || !x->rank ? e : root_mean_square(t, &x->a, &x->a_size);
-    return e || !x->rank ? e : root_mean_square(t, &x->b, &x->b_size);
+    return e || !x->rank ? e : student_size_pair(s, i);
 }

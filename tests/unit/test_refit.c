@@ -142,13 +142,16 @@ TEST(sensitivity_knows_what_planes_and_pairs_leave) {
 }
 
 /* KL on held-out text of a student with these planes, refitted or not. */
-static double refitted(struct pair *p, int32_t planes, const struct refit_options *o) {
+static double refitted(struct pair *p, int32_t planes, int32_t rank,
+                       const struct refit_options *o) {
     struct student s;
     struct why why = {""};
     struct budget_choice choice[32];
     for (int32_t i = 0; i < p->base.n_matrices; i++)
-        choice[i] = (struct budget_choice){
-            .planes = planes, .scales = SCALES_BOTH, .exact = i >= llama_embed(&p->base)};
+        choice[i] = (struct budget_choice){.planes = planes,
+                                           .rank = rank,
+                                           .scales = SCALES_BOTH,
+                                           .exact = i >= llama_embed(&p->base)};
     CHECK_OK(student_open(&s, p->t, &p->base, &p->base_files, &p->fine_files, choice, NULL, &why),
              why);
     if (o) {
@@ -162,22 +165,29 @@ static double refitted(struct pair *p, int32_t planes, const struct refit_option
     return kl;
 }
 
-TEST_LIMIT(refit_brings_the_tenant_closer_stage_by_stage, 120) {
+TEST_LIMIT(refit_brings_the_tenant_closer_stage_by_stage, 240) {
     struct pair p;
     open_pair(&p, (struct change){NULL, 0.05f});
     for (int32_t planes = 1; planes <= 2; planes++) {
         struct refit_options o = {.rows = 256, .batches = 12, .damp = 0.01f};
-        double start = refitted(&p, planes, NULL), scales = refitted(&p, planes, &o);
+        double start = refitted(&p, planes, 0, NULL), scales = refitted(&p, planes, 0, &o);
         o.signs = true;
-        double signs = refitted(&p, planes, &o);
+        double signs = refitted(&p, planes, 0, &o);
         o.teacher = &p.fine;
-        double drift = refitted(&p, planes, &o);
+        double drift = refitted(&p, planes, 0, &o);
         if (!(scales < start && signs < 0.9 * scales && drift < 0.9 * signs))
             test_fail(
                 __FILE__, __LINE__,
                 "%d planes: KL %.5f at the start, %.5f with scales refitted, %.5f with signs, "
                 "%.5f with the drift made good",
                 planes, start, scales, signs, drift);
+        double as_it_is = refitted(&p, planes, 4, &o);
+        o.pairs = true;
+        double pairs = refitted(&p, planes, 4, &o);
+        if (!(as_it_is < drift && pairs < as_it_is))
+            test_fail(__FILE__, __LINE__,
+                      "%d planes and a pair: KL %.5f, %.5f with the pair refitted", planes,
+                      as_it_is, pairs);
     }
     close_pair(&p);
 }
