@@ -32,9 +32,9 @@ static void learn_plane(struct student *s, const struct student_matrix *x, struc
      * last, the finest, are learnt. Scales of more than two stay ever nearer to where they started:
      * an error in the first is to be small beside the last. */
     bool last = p == &x->plane[x->n_planes - 1];
-    struct train_adam bits = {last ? r->bit : 0, r->t},
-                      scale = {x->n_planes > 2 ? ldexpf(r->scale, 2 - x->n_planes) : r->scale,
-                               r->t};
+    struct train_adam bits = train_adam(last ? r->bit : 0, r->t),
+                      scale = train_adam(
+                          x->n_planes > 2 ? ldexpf(r->scale, 2 - x->n_planes) : r->scale, r->t);
     s->t->ops->plane_back(s->t, p, x->n, x->k, grad, bits, row, col);
     if (r->scale > 0 && r->scale_itself && p->row.n == 1) {
         learn_scale_itself(s->t, &p->row, row, scale);
@@ -65,8 +65,8 @@ static void learn_pair(struct student *s, int32_t i, const float *grad,
         op->gemm(s->t, x->rank, x->k, x->n, train_mat_t(x->b.x, rank), train_mat(grad, k), da, k,
                  false);
     }
-    op->adam(s->t, &x->a, da, (struct train_adam){r->low_rank * x->a_size, r->t});
-    op->adam(s->t, &x->b, db, (struct train_adam){r->low_rank * x->b_size, r->t});
+    op->adam(s->t, &x->a, da, train_adam(r->low_rank * x->a_size, r->t));
+    op->adam(s->t, &x->b, db, train_adam(r->low_rank * x->b_size, r->t));
 }
 
 void student_learn(struct student *s, int32_t i, const float *grad, const struct student_flow *flow,
@@ -83,5 +83,5 @@ void student_learn(struct student *s, int32_t i, const float *grad, const struct
 
 void student_learn_norms(struct student *s, const float *grad, const struct student_rates *r) {
     if (r->norm > 0)
-        s->t->ops->adam(s->t, &s->norm, grad, (struct train_adam){r->norm, r->t});
+        s->t->ops->adam(s->t, &s->norm, grad, train_adam(r->norm, r->t));
 }

@@ -68,11 +68,21 @@ struct train_heads {
     int32_t n_heads, n_kv_heads, head_dim, window; /* window 0: none */
 };
 
-/* Adam with bias correction: beta1 0.9, beta2 0.99. t: number of the step, from 1. */
+/* Adam with bias correction, and with a decay of its own (AdamW):
+ *     m = 0.9 m + 0.1 g;  v = beta2 v + (1 - beta2) g^2
+ *     x -= rate * (m / (1 - 0.9^t) / (sqrt(v / (1 - beta2^t)) + least) + decay * x)
+ * t: number of the step, from 1. least: far below the gradients of any number that matters, so that
+ * rounding noise is not blown up. */
 struct train_adam {
     float rate;
     int32_t t;
+    float beta2, least, decay;
 };
+/* What most are learnt with. */
+static inline struct train_adam train_adam(float rate, int32_t t) {
+    struct train_adam a = {rate, t, 0.99f, 1e-12f, 0};
+    return a;
+}
 
 /* A learnt vector; m and v are Adam's running means. Device. */
 struct train_vector {
@@ -83,8 +93,8 @@ struct train_vector {
 /* One sign plane of an [n, k] matrix in the making:  diag(e^row) S diag(e^col),  S = sign of the
  * hidden reals (0 is +1). The reals are the backend's, in FP16. They move against their gradient g
  * = G e^row e^col over its root mean square, without momentum:
- *     x -= rate * g / sqrt(r c / mean(r) / (1 - beta2^t))
- * r [n], c [k]: running means (beta2) of the means of g^2 over a row and over a column. */
+ *     x -= rate * g / sqrt(r c / mean(r) / (1 - 0.99^t))
+ * r [n], c [k]: running means (0.99) of the means of g^2 over a row and over a column. */
 struct train_plane {
     struct train_vector row; /* [n], or [1]: one scale for all; natural logarithms */
     struct train_vector col; /* [k], or n 0: all ones */
@@ -212,7 +222,7 @@ struct train_ops {
                       const float *d);
     /* row_grad [n] (or [1]), col_grad [k] (unless the plane has none): gradients of the logarithms,
      * from grad [n, k] of the weights. With bits.rate > 0 then moves the hidden reals against grad
-     * * e^row * e^col (straight through). */
+     * * e^row * e^col (straight through); of bits rate and t alone count. */
     void (*plane_back)(struct train *t, struct train_plane *p, int32_t n, int32_t k,
                        const float *grad, struct train_adam bits, float *row_grad, float *col_grad);
     /* All that signs_make holds, out to the host and back in, so that a fit can go on another day:

@@ -8,9 +8,10 @@
 
 /* Adam's step with what depends on its number worked out. */
 struct adam_step {
-    float rate, fix1, fix2; /* fix: corrections for the means' start at 0 */
+    float rate, fix1, fix2;   /* fix: corrections for the means' start at 0 */
+    float beta2, least, keep; /* keep: what decay leaves of x */
 };
-static const float adam_beta1 = 0.9f, adam_beta2 = 0.99f;
+static const float adam_beta1 = 0.9f;
 
 /* One row of the loss: train_ops.distil. */
 struct distil_row {

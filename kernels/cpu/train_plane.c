@@ -12,7 +12,7 @@
 #include "kernels/cpu/train_cpu.h"
 #include "kernels/kernels.h"
 
-enum { BLOCK_ROWS = 32 };
+enum { BLOCK_ROWS = 32, ADAM_BLOCK = 1 << 14 };
 /* A difference beyond three scales is a sure sign; the cap lets learning still turn it. */
 static const float unit_cap = 3;
 /* Far below the squares of gradients that matter: rounding noise is not blown up. */
@@ -223,13 +223,33 @@ void train_cpu_unmerge(struct train *t, const struct train_delta *x, float sign,
  */
 
 static struct adam_step adam_at(struct train_adam a) {
-    return (struct adam_step){a.rate, 1 / (1 - powf(adam_beta1, (float)a.t)),
-                              1 / (1 - powf(adam_beta2, (float)a.t))};
+    return (struct adam_step){.rate = a.rate,
+                              .fix1 = (float)(1 / (1 - pow((double)adam_beta1, a.t))),
+                              .fix2 = (float)(1 / (1 - pow((double)a.beta2, a.t))),
+                              .beta2 = a.beta2,
+                              .least = a.least,
+                              .keep = 1 - a.rate * a.decay};
+}
+
+struct adam_job {
+    const struct train_isa *isa;
+    const struct train_vector *p;
+    const float *grad;
+    struct adam_step step;
+};
+
+static void adam_task(void *arg, int32_t task, int32_t thread) {
+    (void)thread;
+    const struct adam_job *j = arg;
+    size_t at = (size_t)task * ADAM_BLOCK, left = j->p->n - at;
+    j->isa->adam(left < ADAM_BLOCK ? left : ADAM_BLOCK, j->step, j->grad + at, j->p->x + at,
+                 j->p->m + at, j->p->v + at);
 }
 
 void train_cpu_adam(struct train *t, struct train_vector *p, const float *grad,
                     struct train_adam a) {
-    train_cpu(t)->isa->adam(p->n, adam_at(a), grad, p->x, p->m, p->v);
+    struct adam_job j = {train_cpu(t)->isa, p, grad, adam_at(a)};
+    pool_run(train_cpu(t)->pool, adam_task, &j, train_tasks(p->n, ADAM_BLOCK));
 }
 
 void train_cpu_signs_set(struct train *t, const struct train_plane *p, int32_t n, int32_t k,
@@ -294,9 +314,10 @@ static void add_blocks(const struct train_isa *isa, int32_t blocks, int32_t k, f
 /* Means of squares move on by this step's sums; step [n] = scale / sqrt of them. Returns the mean
  * of means. */
 static double moments(const float *sum, int32_t n, int32_t each, float *mean) {
+    const float kept = train_adam(0, 1).beta2;
     double all = 0;
     for (int32_t i = 0; i < n; i++) {
-        mean[i] = adam_beta2 * mean[i] + (1 - adam_beta2) * sum[i] / (float)each;
+        mean[i] = kept * mean[i] + (1 - kept) * sum[i] / (float)each;
         all += (double)mean[i] / n;
     }
     return all;
@@ -348,5 +369,5 @@ void train_cpu_plane_back(struct train *t, struct train_plane *p, int32_t n, int
     for (size_t i = 0; i < p->col.n; i++)
         col_grad[i] = j.col_grad[i] * col[i];
     if (j.moves)
-        move(c, &j, p->signs, adam_at(bits), row_step, col_step);
+        move(c, &j, p->signs, adam_at(train_adam(bits.rate, bits.t)), row_step, col_step);
 }

@@ -4,9 +4,6 @@
 
 #include "kernels/cpu/train_rows_body.h"
 
-/* Far below the gradients of any number that matters, so that rounding noise is not blown up. */
-static const float least_gradient = 1e-12f;
-
 INLINE struct lanes lanes_sqrt(struct lanes a) {
     float part[LANES];
     lanes_store(part, a);
@@ -17,15 +14,15 @@ INLINE struct lanes lanes_sqrt(struct lanes a) {
 
 static void adam(size_t n, struct adam_step a, const float *grad, float *x, float *m, float *v) {
     struct lanes keep1 = lanes_set(adam_beta1), new1 = lanes_set(1 - adam_beta1),
-                 keep2 = lanes_set(adam_beta2), new2 = lanes_set(1 - adam_beta2),
+                 keep2 = lanes_set(a.beta2), new2 = lanes_set(1 - a.beta2),
                  rate = lanes_set(-a.rate * a.fix1), fix2 = lanes_set(a.fix2),
-                 least = lanes_set(least_gradient);
+                 least = lanes_set(a.least), keep = lanes_set(a.keep);
     for (size_t i = 0; i < n; i += LANES) {
         struct lanes g = next(grad, i, n), p = lanes_fma(keep1, next(m, i, n), lanes_mul(new1, g)),
                      q = lanes_fma(keep2, next(v, i, n), lanes_mul(new2, lanes_mul(g, g)));
         leave(m, i, n, p), leave(v, i, n, q);
         struct lanes size = lanes_add(lanes_sqrt(lanes_mul(q, fix2)), least);
-        leave(x, i, n, lanes_fma(rate, lanes_div(p, size), next(x, i, n)));
+        leave(x, i, n, lanes_fma(rate, lanes_div(p, size), lanes_mul(keep, next(x, i, n))));
     }
 }
 

@@ -11,17 +11,19 @@
 
 enum { MOVE_ROWS = 8 };
 
-/* Adam's constants, and corrections for its means' start at 0. */
+/* Adam's constants, corrections for its means' start at 0, and what decay leaves of a number. */
 struct adam {
-    float rate, fix1, fix2;
+    float rate, fix1, fix2, beta2, least, keep;
 };
-static const float BETA1 = 0.9f, BETA2 = 0.99f;
-/* Far below the gradients of any number that matters, so that rounding noise is not blown up. */
-#define LEAST_GRADIENT 1e-12f
 #define LEAST_SQUARE 1e-24f
 
 static struct adam adam_at(struct train_adam a) {
-    return {a.rate, 1 / (1 - powf(BETA1, (float)a.t)), 1 / (1 - powf(BETA2, (float)a.t))};
+    return {a.rate,
+            (float)(1 / (1 - pow((double)0.9f, a.t))),
+            (float)(1 / (1 - pow((double)a.beta2, a.t))),
+            a.beta2,
+            a.least,
+            1 - a.rate * a.decay};
 }
 
 __global__ void adam_kernel(size_t n, const float *grad, float *x, float *m, float *v,
@@ -30,10 +32,10 @@ __global__ void adam_kernel(size_t n, const float *grad, float *x, float *m, flo
     if (i >= n)
         return;
     float g = grad[i], mean = 0.9f * m[i] + (1 - 0.9f) * g,
-          square = 0.99f * v[i] + (1 - 0.99f) * g * g;
+          square = a.beta2 * v[i] + (1 - a.beta2) * g * g;
     m[i] = mean;
     v[i] = square;
-    x[i] -= a.rate * mean * a.fix1 / (sqrtf(square * a.fix2) + LEAST_GRADIENT);
+    x[i] = a.keep * x[i] - a.rate * mean * a.fix1 / (sqrtf(square * a.fix2) + a.least);
 }
 
 void cuda_train_adam(struct train *t, struct train_vector *p, const float *grad,
@@ -170,5 +172,5 @@ void cuda_train_plane_back(struct train *t, struct train_plane *p, int32_t n, in
         total_kernel<<<1, 1024, 0, c->stream>>>(n, s->row, (float)n, s->mean);
     cuda_train_launched(c, "plane_back");
     if (moves)
-        move(c, {n, k, grad, p->row.x, col, one_row, *s, adam_at(bits)});
+        move(c, {n, k, grad, p->row.x, col, one_row, *s, adam_at(train_adam(bits.rate, bits.t))});
 }

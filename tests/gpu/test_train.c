@@ -142,8 +142,7 @@ static struct moved move(struct train *t, int32_t n, int32_t k, bool one_row, in
         for (size_t l = 0; l < wn; l++)
             host[l] *= i == 1 ? 1e-4f : 1.1f - 0.2f * (float)(l % 3);
         t->ops->put(t, grad, host, wn * sizeof *grad);
-        t->ops->plane_back(t, &p, n, k, grad, (struct train_adam){0.02f, i}, m.row_grad,
-                           m.col_grad);
+        t->ops->plane_back(t, &p, n, k, grad, train_adam(0.02f, i), m.row_grad, m.col_grad);
     }
     struct train_delta all = {.n = n, .k = k, .n_planes = 1, .plane = &p};
     t->ops->unmerge(t, &all, 1, m.delta);

@@ -145,27 +145,33 @@ void train_check_distil(struct train *t) {
     run_distil(t, 5, 33003, true);
 }
 
-void train_check_adam(struct train *t) {
-    enum { N = 1003 };
-    unsigned seed = 2;
-    float *x = made(N, 1, &seed);
-    struct train_vector p = {up_floats(t, x, N), up_floats(t, NULL, N), up_floats(t, NULL, N), N};
-    double at[N], m[N] = {0}, v[N] = {0};
-    for (int i = 0; i < N; i++)
+static void run_adam(struct train *t, size_t n, struct train_adam a) {
+    unsigned seed = (unsigned)n;
+    float *x = made(n, 1, &seed);
+    struct train_vector p = {up_floats(t, x, n), up_floats(t, NULL, n), up_floats(t, NULL, n), n};
+    double *at = room(n * 8), *m = room(n * 8), *v = room(n * 8), beta2 = (double)a.beta2;
+    for (size_t i = 0; i < n; i++)
         at[i] = (double)x[i];
-    for (int step = 1; step <= 3; step++) {
-        float *g = made(N, 0.1f, &seed);
-        g[7] = 0;
-        t->ops->adam(t, &p, up_floats(t, g, N), (struct train_adam){0.01f, step});
-        for (int i = 0; i < N; i++) {
+    for (a.t = 1; a.t <= 3; a.t++) {
+        float *g = made(n, 0.1f, &seed);
+        g[n / 2] = n > 1 ? 0 : g[0]; /* decays alone */
+        t->ops->adam(t, &p, up_floats(t, g, n), a);
+        for (size_t i = 0; i < n; i++) {
             m[i] = 0.9 * m[i] + 0.1 * (double)g[i];
-            v[i] = 0.99 * v[i] + 0.01 * (double)g[i] * (double)g[i];
-            double size = sqrt(v[i] / (1 - pow(0.99, step)));
-            if (size > 0)
-                at[i] -= 0.01 * m[i] / (1 - pow(0.9, step)) / size;
+            v[i] = beta2 * v[i] + (1 - beta2) * (double)g[i] * (double)g[i];
+            double size = sqrt(v[i] / (1 - pow(beta2, a.t))) + (double)a.least,
+                   step = m[i] / (1 - pow(0.9, a.t)) / size;
+            at[i] -= (double)a.rate * (step + (double)a.decay * at[i]);
         }
     }
-    check_close("adam", down(t, p.x, N), at, NULL, N, 2e-5);
+    check_close("adam", down(t, p.x, n), at, NULL, n, 2e-5);
+}
+
+void train_check_adam(struct train *t) {
+    run_adam(t, 1, train_adam(0.01f, 1));
+    run_adam(t, 1003, train_adam(0.01f, 1));
+    run_adam(t, 1003, (struct train_adam){0.01f, 1, 0.999f, 1e-8f, 0.5f});
+    run_adam(t, 70001, (struct train_adam){0.05f, 1, 0.999f, 0.03f, 2});
 }
 
 /* ---- planes ---------------------------------------------------------------------------------- */
@@ -263,7 +269,7 @@ static void run_signs(struct train *t, int32_t n, int32_t k, bool single) {
             double x = (double)grad[i * k + j] * weight_of(&m, i, j, k);
             want_row[single ? 0 : i] += x, want_col[j] += x;
         }
-    t->ops->plane_back(t, &m.p, n, k, g, (struct train_adam){0, 1}, row_grad, col_grad);
+    t->ops->plane_back(t, &m.p, n, k, g, train_adam(0, 1), row_grad, col_grad);
     check_close("row gradient", down(t, row_grad, (size_t)n), want_row, NULL, m.p.row.n, 1e-5);
     check_close("column gradient", down(t, col_grad, (size_t)k), want_col, NULL, m.p.col.n, 1e-5);
     size_t words = plane_bytes(n, k) / 4, state = t->ops->signs_bytes(t, n, k);
@@ -277,8 +283,7 @@ static void run_signs(struct train *t, int32_t n, int32_t k, bool single) {
     t->ops->signs_save(t, m.p.signs, n, k, kept);
     for (int round = 0; round < 2; round++) { /* the second from what was saved: the same */
         for (int step = 1; step <= 60; step++)
-            t->ops->plane_back(t, &m.p, n, k, g, (struct train_adam){0.2f, step}, row_grad,
-                               col_grad);
+            t->ops->plane_back(t, &m.p, n, k, g, train_adam(0.2f, step), row_grad, col_grad);
         t->ops->signs_get(t, m.p.signs, n, k, round ? again : after);
         t->ops->signs_load(t, m.p.signs, n, k, kept);
     }
