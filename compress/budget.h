@@ -30,12 +30,12 @@ struct budget_matrix {
     double fixed_bits; /* spent whatever is chosen: rows beyond the base's vocabulary */
 };
 
-/* How to store it. exact: all changed rows, in 16 bits a weight; else planes and a pair, or
- * neither: the base's. */
+/* How to store it. exact: all changed rows, in 16 bits a weight; whole: the others, too; else
+ * planes and a pair, or neither: the base's. */
 struct budget_choice {
     int32_t planes, rank;
     enum budget_scales scales;
-    bool exact;
+    bool exact, whole;
 };
 
 struct budget_result {

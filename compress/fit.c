@@ -69,6 +69,7 @@ static void bench_forward(struct bench *b, const struct llama_batch *batch) {
 
 struct run {
     struct student *s;
+    struct fit_learner learner;
     struct bench b;
     struct student_rates rates; /* of this step */
     int32_t rows;               /* of this step */
@@ -82,11 +83,28 @@ static void learn(void *arg, int32_t i_matrix, float *grad) {
     const struct llama *m = r->b.m;
     struct student_flow flow = {r->rows, llama_input(r->b.tape, m, i_matrix),
                                 llama_output_grad(r->b.tape, m, i_matrix)};
-    student_learn(r->s, i_matrix, grad, &flow, &r->rates);
+    r->learner.matrix(r->learner.arg, i_matrix, grad, &flow, r->rates.t);
 }
 static bool wants(void *arg, int32_t i_matrix) {
     const struct run *r = arg;
-    return student_learns(r->s, i_matrix);
+    return r->learner.wants(r->learner.arg, i_matrix);
+}
+
+/* The learner where no other is named: the student, at this step's rates. */
+static bool student_wants(void *arg, int32_t i) {
+    const struct run *r = arg;
+    return student_learns(r->s, i);
+}
+static void student_matrix(void *arg, int32_t i, const float *grad, const struct student_flow *flow,
+                           int32_t t) {
+    struct run *r = arg;
+    (void)t;
+    student_learn(r->s, i, grad, flow, &r->rates);
+}
+static void student_rest(void *arg, const float *norm_grad, int32_t t) {
+    struct run *r = arg;
+    (void)t;
+    student_learn_norms(r->s, norm_grad, &r->rates);
 }
 
 static struct student_rates rates_at(const struct fit_options *o, int32_t step) {
@@ -153,7 +171,7 @@ static double one_step(struct run *r, const struct llama_batch *batch,
                       o->kl_weight, o->mse_weight / fall, 1 / (float)batch->n_rows, b->ours, &sum);
     llama_backward(b->m, b->tape, b->ours, final_gradient(r, batch->n_rows, o->final_weight / fall),
                    r->norm_grad, (struct llama_sink){learn, wants, r});
-    student_learn_norms(r->s, r->norm_grad, &r->rates);
+    r->learner.rest(r->learner.arg, r->norm_grad, r->rates.t);
     return sum.kl / (double)sum.n_rows;
 }
 
@@ -161,6 +179,8 @@ err_t fit_run(struct student *s, const struct llama *teacher, const struct lesso
               const struct lesson *other, const struct fit_options *o, struct fit_report *report,
               struct why *why) {
     struct run r = {.s = s};
+    r.learner = o->learner ? *o->learner
+                           : (struct fit_learner){student_wants, student_matrix, student_rest, &r};
     size_t rows = (size_t)o->rows * sizeof(float), final = rows * (size_t)s->model.config.shape.dim;
     err_t e = bench_open(&r.b, &s->model, teacher, o->rows, true, why);
     r.host_dots = malloc(rows);
@@ -169,7 +189,7 @@ err_t fit_run(struct student *s, const struct llama *teacher, const struct lesso
                s->t->ops->take(s->t, final, (void **)&r.final_grad)))
         e = why_set(why, E_NOMEM, "There is not enough memory for fitting.");
     int32_t tenth = o->steps >= 10 ? o->steps / 10 : 1;
-    if (!e)
+    if (!e && !o->learner) /* what others change is merged anew */
         student_keep(s);
     while (!e && report->step < o->steps) {
         struct llama_batch b = next_batch(&r.b, own, other, o, report);

@@ -15,6 +15,17 @@ struct fit_report {
     int64_t n_rows;
 };
 
+/* Who learns from a step's gradients. t: number of the step, from 1. */
+struct fit_learner {
+    bool (*wants)(void *arg, int32_t i_matrix);
+    /* As they come: lm_head, last layer .. first, embedding. */
+    void (*matrix)(void *arg, int32_t i_matrix, const float *grad, const struct student_flow *flow,
+                   int32_t t);
+    /* At the step's end. norm_grad: device [2L + 1, D]. */
+    void (*rest)(void *arg, const float *norm_grad, int32_t t);
+    void *arg;
+};
+
 struct fit_options {
     int32_t steps, rows;         /* rows: tokens of one step */
     int32_t max_length;          /* of a sequence */
@@ -30,6 +41,8 @@ struct fit_options {
     /* At their height: they rise over a tenth of the steps, then fall along a cosine to 0, that of
      * the signs also with the square of the steps left. */
     struct student_rates rates;
+    /* In the student's place, which is learnt as student.h has it; NULL: none. */
+    const struct fit_learner *learner;
     /* After each step; false: enough for now. NULL: none. */
     bool (*after)(void *arg, const struct fit_report *at);
     void *arg;

@@ -10,6 +10,7 @@
 #include "compress/fit.h"
 #include "compress/interrupt.h"
 #include "compress/plan.h"
+#include "compress/published.h"
 #include "compress/refit.h"
 #include "compress/resume.h"
 #include "compress/student_write.h"
@@ -40,8 +41,8 @@ static const double passes = 2;
 /* Of the text that is wanted. */
 static const double enough = 0.98;
 
-/* Rates by trial on the demo's fine-tunes (docs/quality.md). The published method learns its scales
- * themselves at 1e-4 from the logits' squared error. */
+/* Rates by trial on the demo's fine-tunes (docs/quality.md). The published method has its own
+ * (compress/published.c), and learns from the logits' squared error alone. */
 static const struct fit_options fit_defaults = {
     .rows = ROWS,
     .max_length = MAX_LENGTH,
@@ -53,11 +54,10 @@ static const struct fit_options fit_defaults = {
     .rates = {.scale = 0.01f, .bit = 0.012f, .low_rank = 0.005f, .norm = 0.001f},
 };
 static const struct fit_options published_defaults = {
-    .rows = 512,
-    .max_length = 128,
+    .rows = PUBLISHED_BATCH * PUBLISHED_LENGTH,
+    .max_length = PUBLISHED_LENGTH + 1, /* the last is what the others predict */
     .other_share = 1,
     .mse_weight = 1,
-    .rates = {.scale = 1e-4f, .scale_itself = true},
 };
 
 struct fitting {
@@ -103,7 +103,8 @@ static err_t check_memory(const struct fitting *f, const struct fit_options *o, 
     size_t each = f->t->ops->weight_bytes;
     double model = llama_bytes(c, each), vocab = (double)c->shape.vocab,
            step = 2.0 * o->rows * vocab * sizeof(float) + llama_tape_bytes(c, o->rows, true),
-           rows = vocab * c->shape.dim * (sizeof(float) + 2.0 * (double)each),
+           rows = vocab * c->shape.dim * (sizeof(float) + 2.0 * (double)each) +
+                  (f->o->published ? published_bytes(c) : 0),
            planes = f->o->bits > f->o->vocab_planes ? f->o->bits : f->o->vocab_planes,
            measuring = 2 * model + step,
            fitting =
@@ -208,7 +209,11 @@ static err_t read_text(struct fitting *f, int32_t max_length, struct corpus *out
     size_t n = 0;
     err_t e = tokenizer_open(&t, f->base_files->checkpoint.dir, why);
     e = e ? e : corpus_read_file(f->o->calibration, &text, &n, why);
-    e = e ? e : corpus_add_text(out, t, text, n, max_length, why);
+    if (!e && f->o->published)
+        e = published_text(out, t, text, n, max_length, f->fine->config.eos_id[0],
+                           f->o->steps * PUBLISHED_BATCH, f->o->seed, why);
+    else if (!e)
+        e = corpus_add_text(out, t, text, n, max_length, why);
     if (!e && !out->n_seqs)
         e = why_set(why, E_INVAL, "%s holds no text.", f->o->calibration);
     free(text);
@@ -303,10 +308,24 @@ static err_t steps(struct fitting *f, struct fit_options *o, struct fit_report *
     interrupt_end(&watch);
     end(f);
     if (!e && r->step < o->steps)
-        e = why_set(why, E_CANCELLED,
-                    "Interrupted after step %d of %d. The same command goes on from there%s%s.",
-                    r->step, o->steps, f->kept.folder ? ", with " : "",
+        e = why_set(why, E_CANCELLED, "Interrupted after step %d of %d. The same command %s%s.",
+                    r->step, o->steps, f->kept.folder ? "goes on from there, with " : "starts anew",
                     f->kept.folder ? f->kept.folder : "");
+    return e;
+}
+
+/* The published method's steps. */
+static err_t distil(struct fitting *f, struct fit_options *o, struct fit_report *r,
+                    struct why *why) {
+    struct published *p;
+    err_t e = published_open(&p, &f->student, o->steps, why);
+    if (e)
+        return e;
+    struct fit_learner learner = published_learner(p);
+    o->learner = &learner;
+    e = steps(f, o, r, why);
+    o->learner = NULL;
+    published_close(p);
     return e;
 }
 
@@ -354,7 +373,9 @@ static err_t fit(struct fitting *f, struct fit_options *o, json_t *made, struct 
     if (!e && refits(f))
         e = refit(f, why);
     llama_release(&f->teacher, llama_head(&f->teacher));
-    if (!e && o->steps > 0)
+    if (!e && f->o->published)
+        e = distil(f, o, &r, why);
+    else if (!e && o->steps > 0)
         e = steps(f, o, &r, why);
     if (e)
         return e;
@@ -373,7 +394,8 @@ static err_t fit(struct fitting *f, struct fit_options *o, json_t *made, struct 
 
 static err_t open_student(struct fitting *f, json_t *made, struct why *why) {
     const struct fitted_options *o = f->o;
-    struct plan_options plan = {o->bits, o->vocab_planes, o->dense_vocab, o->published};
+    struct plan_options plan = {o->bits, o->vocab_planes, o->dense_vocab, o->published,
+                                o->published && o->steps > 0};
     struct budget_choice *choice = calloc((size_t)f->base.n_matrices, sizeof *choice);
     struct budget_result expected;
     if (!choice)
@@ -413,7 +435,7 @@ err_t fitted_write(const struct job_base *base, const struct checkpoint *fine,
     if (!e)
         cost_begin(f.cost, f.t);
     *written = false;
-    if (!e && f.text && o->path)
+    if (!e && f.text && o->path && !o->published)
         e = open_kept(&f, &options, why);
     if (!e && f.kept.folder && o->only_quality && (f.quality = resume_look(&f.kept)))
         goto done;

@@ -25,6 +25,8 @@ struct llama {
     float *rope;                  /* device [context, E/2, 2] owned */
     /* The weights of a matrix, valid until the next call; NULL: matrix[i] are there. */
     struct train_weights (*weights)(void *arg, int32_t i_matrix);
+    /* Those that gradients go back through, where that is not the same; else NULL. */
+    struct train_weights (*back)(void *arg, int32_t i_matrix);
     void *arg;
 };
 

@@ -251,10 +251,14 @@ static bool wanted(const struct pass *p, int32_t i) {
     return !p->sink.wants || p->sink.wants(p->sink.arg, i);
 }
 
+static struct train_weights back_weights(const struct llama *m, int32_t i) {
+    return m->back ? m->back(m->arg, i) : llama_weights(m, i);
+}
+
 /* Through y = x W':  dx (+)= dy W, then dW = dy' x to the sink. */
 static void product_back(const struct pass *p, int32_t i, const float *x, const float *dy,
                          float *dx, bool add) {
-    struct train_weights w = llama_weights(p->m, i);
+    struct train_weights w = back_weights(p->m, i);
     p->op->hold(p->train, 1, dy, (size_t)p->rows * (size_t)w.n);
     p->op->product_dx(p->train, p->rows, dy, &w, dx, add);
     if (wanted(p, i))
@@ -297,7 +301,7 @@ static void layer_back(const struct pass *p, int32_t l, float *dnorm) {
 static void head_back(const struct pass *p, const float *dlogits) {
     const struct llama *m = p->m;
     struct llama_tape *t = p->t;
-    struct train_weights head = llama_weights(m, llama_head(m));
+    struct train_weights head = back_weights(m, llama_head(m));
     int32_t learns = m->config.tied ? llama_embed(m) : llama_head(m);
     float *dhead = m->config.tied ? t->dembed : t->dw;
     p->op->hold(p->train, 1, dlogits, (size_t)p->rows * (size_t)head.n);

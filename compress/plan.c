@@ -12,7 +12,11 @@ static void as_published(const struct plan_options *o, const struct model_config
     int32_t n_linears = c->shape.n_layers * N_PARTS;
     for (int32_t i = 0; i < n_linears + 2; i++)
         choice[i] = (struct budget_choice){
-            .planes = (int32_t)o->bits, .scales = SCALES_ONE, .exact = i >= n_linears};
+            .planes = (int32_t)o->bits,
+            .scales = SCALES_ONE,
+            .exact = i >= n_linears,
+            .whole = i >= n_linears && o->learnt_vocab,
+        };
 }
 
 /* Bits that all matrices may take. */
@@ -36,7 +40,10 @@ static void give_vocabulary(const struct plan_options *o, const struct budget_ma
     int32_t planes = o->vocab_planes ? o->vocab_planes : (int32_t)o->bits;
     for (int32_t i = 0; i < n; i++) {
         bool few = !o->vocab_planes && (double)m[i].n_changed * 8 <= (double)m[i].n * planes;
-        choice[i] = (struct budget_choice){planes, LEAST_RANK, SCALES_BOTH, o->dense_vocab || few};
+        choice[i] = (struct budget_choice){.planes = planes,
+                                           .rank = LEAST_RANK,
+                                           .scales = SCALES_BOTH,
+                                           .exact = o->dense_vocab || few};
     }
     for (int32_t rank = LEAST_RANK; rank <= MOST_RANK; rank++) {
         double bits = 0;

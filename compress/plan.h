@@ -10,7 +10,8 @@ struct plan_options {
     double bits;          /* of a weight of the linears on average, 1 .. MAX_PLANES */
     int32_t vocab_planes; /* of embedding and lm_head; 0: by what they gain */
     bool dense_vocab;     /* embedding and lm_head whole */
-    bool published;       /* sign planes with a scale each, embedding and lm_head whole */
+    bool published;       /* sign planes with a scale each, embedding and lm_head exact */
+    bool learnt_vocab;    /* published: these are learnt, so that none of their rows stays */
 };
 
 /* choice [n_matrices] is written. base, teacher: both models with their dense weights, own: text

@@ -79,6 +79,8 @@ static err_t open_matrix(struct student *s, int32_t i, const struct budget_choic
         x->ground.n = n_model; /* the fine-tune gave up tokens: the base's first rows */
     x->n = x->ground.n, x->k = x->ground.k;
     err_t e = changed ? student_survey(s, i, s->work, changed, why) : E_NOMEM;
+    if (!e && c->whole)
+        memset(changed, true, (size_t)n_model * sizeof *changed);
     for (int32_t r = 0; !e && r < x->n; r++)
         n_changed += changed[r];
     /* Exact rows where they cost no more than the signs would. */

@@ -29,6 +29,7 @@ struct student_matrix {
      * holds the exact rows (owned). */
     struct train_weights ground;
     bool owns_ground;
+    bool has_learnt;     /* ground's exact rows have moved from the fine-tune's */
     void *merged;        /* ground, planes and pair together, of ground's shape, or NULL; owned */
     bool is_merged;      /* it is what they are now */
     double base, change; /* sums of squares: of the base, of the difference */
@@ -52,7 +53,7 @@ struct student {
 };
 
 /* choice [n_matrices]: how each matrix is stored (of tied models that of the embedding counts for
- * both). exact is for embedding and lm_head: the changed rows, or the whole where all changed.
+ * both). exact and whole are for embedding and lm_head: the changed rows; all of them.
  * Rows beyond the base's vocabulary are exact in any case, and a matrix that did not change is the
  * base's whatever is chosen. Base and fine-tune have the same shape, but the fine-tune's vocabulary
  * may be wider or narrower: the student predicts over the fine-tune's rows. Signs, least-squares
@@ -81,10 +82,9 @@ err_t student_size_pair(struct student *s, int32_t i_matrix);
 
 /* Step sizes; 0 leaves that kind of number as it is. */
 struct student_rates {
-    float scale;       /* of the scales' logarithms */
-    bool scale_itself; /* `scale` is of the scales, not of their logarithms (the published way) */
-    float bit;         /* in units of the scale */
-    float low_rank;    /* in units of the factor's root mean square */
+    float scale;    /* of the scales' logarithms */
+    float bit;      /* in units of the scale */
+    float low_rank; /* in units of the factor's root mean square */
     float norm;
     int32_t t; /* number of this step, from 1 */
 };

@@ -9,22 +9,6 @@ bool student_learns(const struct student *s, int32_t i) {
     return s->matrix[i].kind == STUDENT_PLANES;
 }
 
-/* One scale for a matrix, learnt itself: Adam on a host's number. */
-static void learn_scale_itself(struct train *t, struct train_vector *p, const float *grad,
-                               struct train_adam a) {
-    float x, m, v, g;
-    t->ops->get(t, &x, p->x, sizeof x), t->ops->get(t, &m, p->m, sizeof m);
-    t->ops->get(t, &v, p->v, sizeof v), t->ops->get(t, &g, grad, sizeof g);
-    float size = expf(x);
-    g /= size;
-    m = 0.9f * m + 0.1f * g, v = 0.99f * v + 0.01f * g * g;
-    size -= a.rate * m / (1 - powf(0.9f, (float)a.t)) /
-            (sqrtf(v / (1 - powf(0.99f, (float)a.t))) + 1e-12f);
-    x = logf(size > 1e-9f ? size : 1e-9f);
-    t->ops->put(t, p->x, &x, sizeof x), t->ops->put(t, p->m, &m, sizeof m);
-    t->ops->put(t, p->v, &v, sizeof v);
-}
-
 static void learn_plane(struct student *s, const struct student_matrix *x, struct train_plane *p,
                         const float *grad, const struct student_rates *r) {
     float *row = s->grad, *col = row + x->n;
@@ -36,9 +20,7 @@ static void learn_plane(struct student *s, const struct student_matrix *x, struc
                       scale = train_adam(
                           x->n_planes > 2 ? ldexpf(r->scale, 2 - x->n_planes) : r->scale, r->t);
     s->t->ops->plane_back(s->t, p, x->n, x->k, grad, bits, row, col);
-    if (r->scale > 0 && r->scale_itself && p->row.n == 1) {
-        learn_scale_itself(s->t, &p->row, row, scale);
-    } else if (r->scale > 0) {
+    if (r->scale > 0) {
         s->t->ops->adam(s->t, &p->row, row, scale);
         if (p->col.n)
             s->t->ops->adam(s->t, &p->col, col, scale);

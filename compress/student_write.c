@@ -67,15 +67,26 @@ static err_t round_factor(struct train *t, struct train_vector *v) {
     return x ? 0 : E_NOMEM;
 }
 
+/* Rows that have learnt, through the room for a matrix. */
+static err_t round_rows(struct student *s, struct student_matrix *x) {
+    struct train_vector all = {.x = s->work, .n = (size_t)x->ground.n * (size_t)x->ground.k};
+    s->t->ops->load(s->t, &x->ground, s->work);
+    err_t e = round_factor(s->t, &all);
+    s->t->ops->store(s->t, s->work, &x->ground);
+    return e;
+}
+
 err_t student_round(struct student *s, struct why *why) {
-    err_t e = 0;
+    err_t e = student_work(s, true, why);
     for (int32_t i = 0; i < s->model.n_matrices; i++) {
         struct student_matrix *x = &s->matrix[i];
         for (int32_t p = 0; !e && p < x->n_planes; p++)
             e = round_plane(s->t, &x->plane[p]);
         e = e || !x->rank ? e : round_factor(s->t, &x->a);
         e = e || !x->rank ? e : round_factor(s->t, &x->b);
+        e = e || !x->has_learnt ? e : round_rows(s, x);
     }
+    student_work(s, false, why);
     return e ? why_set(why, e, "There is not enough memory to round the tenant's numbers.") : 0;
 }
 
@@ -153,8 +164,25 @@ static err_t put_factor(const struct out *o, const char *part, const char *suffi
     return e;
 }
 
-/* Exact rows of the fine-tune: all of them as one tensor, or the listed ones with their ids. */
-static err_t put_rows(const struct out *o, const char *part, int32_t i) {
+/* A whole matrix that has learnt, in place of the fine-tune's rows [n, K]; adds the squares of how
+ * far it went. */
+static err_t take_learnt(const struct out *o, const struct student_matrix *x, float *row,
+                         double *squares) {
+    struct train_vector all = {.x = o->s->work, .n = (size_t)x->ground.n * (size_t)x->ground.k};
+    o->s->t->ops->load(o->s->t, &x->ground, o->s->work);
+    float *learnt = fetch(o->s->t, &all, 0);
+    for (size_t l = 0; learnt && l < all.n; l++) {
+        double went = (double)learnt[l] - (double)row[l];
+        *squares += went * went;
+        row[l] = learnt[l];
+    }
+    free(learnt);
+    return learnt ? 0 : why_set(o->why, E_NOMEM, "not enough memory to write the vocabulary");
+}
+
+/* Exact rows: all of them as one tensor, or the listed ones with their ids. They are the
+ * fine-tune's, unless they have learnt. */
+static err_t put_rows(const struct out *o, const char *part, int32_t i, double *squares) {
     const struct student_matrix *x = &o->s->matrix[i];
     struct llama_files files = {o->s->fine, false};
     struct llama_source from = llama_source_files(&files);
@@ -170,6 +198,8 @@ static err_t put_rows(const struct out *o, const char *part, int32_t i) {
             ;
         e = from.rows(from.arg, i, x->row_id[r], run, row + (size_t)r * k, o->why);
     }
+    if (!e && x->has_learnt)
+        e = take_learnt(o, x, row, squares);
     e = e ? e : put_half(o, part, dense ? ".dense" : ".rows", 2, dim, row);
     free(row);
     return e;
@@ -208,7 +238,7 @@ static err_t put_matrix(const struct out *o, int32_t i, const char *part, struct
         e = e ? e : put_factor(o, part, ".lora_b", rows_in_file(o, i), x->rank, &x->b);
     }
     if (!e && x->n_rows)
-        e = put_rows(o, part, i);
+        e = put_rows(o, part, i, &r->residual);
     r->bytes += (double)(tenant_writer_bytes(o->w) - before);
     r->weights += (double)o->s->model.matrix[i].n * (double)x->k;
     r->base += x->base, r->change += x->change, r->zeros += x->zeros;

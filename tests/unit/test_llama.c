@@ -135,6 +135,65 @@ TEST(llama_gradients_match_finite_differences_under_a_sliding_window) {
     check_gradients(false, 3);
 }
 
+/* Twice matrix `of`, to go back through. */
+struct doubled {
+    struct llama *m;
+    int32_t of;
+    float *twice;
+};
+static struct train_weights doubled(void *arg, int32_t i) {
+    const struct doubled *d = arg;
+    struct train_weights w = d->m->matrix[i];
+    if (i == d->of)
+        w.w = d->twice;
+    return w;
+}
+
+/* One pass back through twice the matrix `of`, by which all that is before it doubles exactly. */
+static void check_back(struct setup *plain, int32_t of) {
+    struct setup s;
+    open_setup(&s, false, 0);
+    const struct train_weights *x = &s.m.matrix[of];
+    size_t n = (size_t)x->n * (size_t)x->k;
+    struct doubled d = {&s.m, of, malloc(n * sizeof(float))};
+    for (size_t i = 0; i < n; i++)
+        d.twice[i] = 2 * ((const float *)x->w)[i];
+    s.m.back = doubled, s.m.arg = &d;
+    llama_forward(&s.m, &s.b, s.tape, s.logits);
+    CHECK(memcmp(s.logits, plain->logits, sizeof s.logits) == 0);
+    llama_backward(&s.m, s.tape, s.logits, NULL, s.dnorm, (struct llama_sink){keep, NULL, &s});
+    for (int32_t i = 0; i < s.m.n_matrices; i++) {
+        size_t size = (size_t)s.m.matrix[i].n * (size_t)s.m.matrix[i].k;
+        /* Through a layer's down_proj goes what its gate and up learn from, through lm_head all. */
+        bool behind = of == llama_head(&s.m) ? i != of
+                                             : i == llama_part(LAYERS - 1, PART_GATE) ||
+                                                   i == llama_part(LAYERS - 1, PART_UP),
+             after = of != llama_head(&s.m) &&
+                     (i == of || i == llama_head(&s.m)); /* of the last layer: unchanged */
+        if (!behind && !after && i != of)
+            continue;
+        for (size_t l = 0; l < size; l++)
+            if (s.grad[i][l] != (behind ? 2 : 1) * plain->grad[i][l])
+                test_fail(__FILE__, __LINE__,
+                          "through twice matrix %d: gradient %zu of %d is %g, "
+                          "not %d times %g",
+                          of, l, i, (double)s.grad[i][l], behind ? 2 : 1,
+                          (double)plain->grad[i][l]);
+    }
+    free(d.twice);
+    close_setup(&s);
+}
+
+TEST(llama_gradients_go_back_through_the_weights_that_are_named_for_it) {
+    struct setup s;
+    open_setup(&s, false, 0);
+    llama_forward(&s.m, &s.b, s.tape, s.logits);
+    llama_backward(&s.m, s.tape, s.logits, NULL, s.dnorm, (struct llama_sink){keep, NULL, &s});
+    check_back(&s, llama_head(&s.m));
+    check_back(&s, llama_part(LAYERS - 1, PART_DOWN));
+    close_setup(&s);
+}
+
 TEST(llama_rows_do_not_depend_on_the_other_sequences_of_a_batch) {
     struct setup s;
     open_setup(&s, false, 0);

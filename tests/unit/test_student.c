@@ -233,7 +233,8 @@ TEST(planes_together_leave_what_evenly_spaced_levels_leave) {
     open_duo(&d, false);
     for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
         struct student s;
-        struct budget_choice choice[MATRICES], same = {cases[i].planes, 0, SCALES_BOTH, false};
+        struct budget_choice choice[MATRICES],
+            same = {.planes = cases[i].planes, .scales = SCALES_BOTH};
         double left = 0, all = 0;
         choose(choice, &d, same, same);
         open_student(&d, &s, choice);

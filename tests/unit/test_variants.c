@@ -57,7 +57,8 @@ static void fit_student(struct pair *p, struct student *s) {
     int32_t n = p->base.n_matrices;
     CHECK(n <= MATRICES);
     for (int32_t i = 0; i < n; i++)
-        choice[i] = (struct budget_choice){i < n - 2 ? 1 : 2, 2, SCALES_BOTH, false};
+        choice[i] =
+            (struct budget_choice){.planes = i < n - 2 ? 1 : 2, .rank = 2, .scales = SCALES_BOTH};
     CHECK_OK(student_open(s, p->t, &p->base, &p->base_files, &p->fine_files.checkpoint, choice,
                           NULL, &why),
              why);
