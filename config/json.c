@@ -1,5 +1,7 @@
 #include "config/json.h"
 
+#include <stdbool.h>
+
 /* Counts depth and values by the characters that begin or separate them outside strings; malformed
  * text is left to the parser, which can then waste no more than was counted. */
 static err_t within_bounds(const char *text, size_t n, const char *label, int max_depth,

@@ -5,7 +5,6 @@
 #define CONFIG_JSON_H
 
 #include <jansson.h>
-#include <stdbool.h>
 
 #include "config/err.h"
 
@@ -16,11 +15,5 @@ err_t json_parse(json_t **out, const char *text, size_t n, const char *label, in
 /* The same with jansson's flags: JSON_ALLOW_NUL where texts are used with their length. */
 err_t json_parse_flags(json_t **out, const char *text, size_t n, const char *label, int max_depth,
                        size_t max_values, size_t flags, struct why *why);
-
-/* A member that is true or false; anything else, or none: `absent`. */
-static inline bool json_flag(const json_t *object, const char *key, bool absent) {
-    const json_t *value = json_object_get(object, key);
-    return json_is_boolean(value) ? json_is_true(value) : absent;
-}
 
 #endif

@@ -18,7 +18,7 @@ err_t option_check_whole(const struct options *o, struct why *why) {
             option_variable(row, variable);
             return why_set(why, E_CONFIG,
                            "--%s is missing: give it on the command line, as %s or in the "
-                           "configuration file; see --help",
+                           "configuration file",
                            row->name, variable);
         }
     }

@@ -69,7 +69,8 @@ err_t additions_read_json(const char *dir, json_t **root, struct why *why) {
                              ADDITIONS_MAX_JSON_VALUES, root, why);
 }
 
-const char *additions_content(const json_t *token) {
+/* A special token stands as a string or as an object with "content". Borrowed; NULL: neither. */
+static const char *content_of(const json_t *token) {
     return json_string_value(json_is_object(token) ? json_object_get(token, "content") : token);
 }
 
@@ -77,14 +78,14 @@ static bool names_token(const json_t *from, const char *content) {
     static const char *const keys[] = {"bos_token", "eos_token", "unk_token", "pad_token",
                                        "sep_token", "cls_token", "mask_token"};
     for (size_t i = 0; i < sizeof keys / sizeof keys[0]; i++) {
-        const char *have = additions_content(json_object_get(from, keys[i]));
+        const char *have = content_of(json_object_get(from, keys[i]));
         if (have && strcmp(have, content) == 0)
             return true;
     }
     size_t i;
     json_t *token;
     json_array_foreach(json_object_get(from, "additional_special_tokens"), i, token) {
-        const char *have = additions_content(token);
+        const char *have = content_of(token);
         if (have && strcmp(have, content) == 0)
             return true;
     }
@@ -188,15 +189,16 @@ static err_t copy_settings(const json_t *config, json_t *out) {
         {"bos_token", "<s>"}, {"eos_token", "</s>"}, {"unk_token", "<unk>"}};
     int bad = 0;
     for (size_t i = 0; i < sizeof flags / sizeof flags[0]; i++) {
-        bool value = json_flag(config, flags[i].key, flags[i].value);
+        const json_t *given = json_object_get(config, flags[i].key);
+        bool value = json_is_boolean(given) ? json_is_true(given) : flags[i].value;
         bad |= json_object_set_new(out, flags[i].key, json_boolean(value));
     }
     for (size_t i = 0; i < sizeof tokens / sizeof tokens[0]; i++) {
         const json_t *given = json_object_get(config, tokens[i][0]);
-        const char *content = given ? additions_content(given) : tokens[i][1];
+        const char *content = given ? content_of(given) : tokens[i][1];
         bad |= json_object_set_new(out, tokens[i][0], content ? json_string(content) : json_null());
     }
-    const char *pad = additions_content(json_object_get(config, "pad_token"));
+    const char *pad = content_of(json_object_get(config, "pad_token"));
     bad |= pad && json_object_set_new(out, "pad_token", json_string(pad));
     return bad ? E_NOMEM : E_OK;
 }

@@ -28,8 +28,6 @@ err_t additions_read_json(const char *dir, json_t **root, struct why *why);
  * give are left out. root: what additions_read_json gave. model_hash is set for tokenizer.model
  * alone. Errors: E_IO, E_FORMAT, E_UNSUPPORTED, E_NOMEM. */
 err_t additions_read_folder(const char *dir, const json_t *root, json_t **out, struct why *why);
-/* A special token stands as a string or as an object with "content". Borrowed; NULL: neither. */
-const char *additions_content(const json_t *token);
 /* Its part for a tokenizer.json: `tokens` (those of the settings) become all added tokens, and
  * they, the named ones and the ids put before and after a text are set in `out`. config may be
  * NULL. */

@@ -6,12 +6,16 @@
 
 #include "tokenizer/additions.h"
 
+static const char *content_of(const json_t *token) {
+    return json_string_value(json_is_object(token) ? json_object_get(token, "content") : token);
+}
+
 /* The id of a content among the added tokens, else in the vocabulary; NULL: none. Borrowed. */
 static json_t *find_id(const json_t *root, const char *content) {
     size_t i;
     json_t *token;
     json_array_foreach(json_object_get(root, "added_tokens"), i, token) {
-        const char *have = additions_content(token);
+        const char *have = content_of(token);
         if (have && strcmp(have, content) == 0)
             return json_object_get(token, "id");
     }
@@ -82,8 +86,8 @@ static err_t follow_flags(const json_t *root, const json_t *config, json_t *pref
                           json_t *suffix) {
     const json_t *bos = json_object_get(config, "add_bos_token");
     const json_t *eos = json_object_get(config, "add_eos_token");
-    const char *first = additions_content(json_object_get(config, "bos_token"));
-    const char *last = additions_content(json_object_get(config, "eos_token"));
+    const char *first = content_of(json_object_get(config, "bos_token"));
+    const char *last = content_of(json_object_get(config, "eos_token"));
     if (!json_is_boolean(bos) && !json_is_boolean(eos))
         return E_OK;
     int bad = json_array_clear(prefix) | json_array_clear(suffix);
@@ -130,7 +134,7 @@ err_t additions_of_json(const json_t *root, const json_t *config, json_t *tokens
               json_object_set(out, "suffix_ids", suffix) |
               json_object_set(out, "added_tokens", tokens);
     for (size_t i = 0; i < sizeof named / sizeof named[0]; i++) {
-        const char *content = additions_content(json_object_get(config, named[i]));
+        const char *content = content_of(json_object_get(config, named[i]));
         bad |= json_object_set_new(out, named[i], content ? json_string(content) : json_null());
     }
     json_decref(prefix);

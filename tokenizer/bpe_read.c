@@ -6,7 +6,6 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "config/json.h"
 #include "config/utf8.h"
 #include "tokenizer/bpe.h"
 #include "tokenizer/vocab.h"
@@ -14,6 +13,11 @@
 static const char *text_of(const json_t *object, const char *key) {
     const char *text = json_string_value(json_object_get(object, key));
     return text ? text : "";
+}
+
+static bool flag_of(const json_t *object, const char *key, bool absent) {
+    const json_t *value = json_object_get(object, key);
+    return json_is_boolean(value) ? json_is_true(value) : absent;
 }
 
 static err_t refuse(struct why *why, const char *what, const char *type) {
@@ -69,7 +73,7 @@ static err_t add_step(struct bpe *b, enum split split, struct why *why) {
 static err_t read_split(struct bpe *b, const json_t *one, struct why *why) {
     const char *regex = text_of(json_object_get(one, "pattern"), "Regex");
     const char *behavior = text_of(one, "behavior");
-    bool invert = json_flag(one, "invert", false);
+    bool invert = flag_of(one, "invert", false);
     int split = split_of_regex(regex);
     /* These expressions match everywhere, so keeping the matches alone is the same. */
     bool same = (strcmp(behavior, "Isolated") == 0 && !invert) ||
@@ -85,14 +89,14 @@ static err_t read_split(struct bpe *b, const json_t *one, struct why *why) {
 static err_t read_metaspace(struct bpe *b, const json_t *one, struct why *why) {
     const char *scheme = text_of(one, "prepend_scheme");
     if (!*scheme) /* before there were schemes */
-        scheme = json_flag(one, "add_prefix_space", true) ? "always" : "never";
+        scheme = flag_of(one, "add_prefix_space", true) ? "always" : "never";
     if (!is_mark(text_of(one, "replacement")) || b->prefix != BPE_PREFIX_NONE || b->n_steps)
         return refuse(why, "combination of pre-tokenizers around", "Metaspace");
     b->marks = b->keep_space = true;
     b->prefix = strcmp(scheme, "always") == 0  ? BPE_PREFIX_EVERY
                 : strcmp(scheme, "first") == 0 ? BPE_PREFIX_FIRST
                                                : BPE_PREFIX_NONE;
-    return json_flag(one, "split", true) ? add_step(b, SPLIT_MARK, why) : E_OK;
+    return flag_of(one, "split", true) ? add_step(b, SPLIT_MARK, why) : E_OK;
 }
 
 static err_t read_pre_tokenizer(struct bpe *b, const json_t *one, struct why *why) {
@@ -102,20 +106,20 @@ static err_t read_pre_tokenizer(struct bpe *b, const json_t *one, struct why *wh
     if (strcmp(type, "Split") == 0)
         return read_split(b, one, why);
     if (strcmp(type, "Digits") == 0)
-        return add_step(b, json_flag(one, "individual_digits", false) ? SPLIT_DIGIT : SPLIT_DIGITS,
+        return add_step(b, flag_of(one, "individual_digits", false) ? SPLIT_DIGIT : SPLIT_DIGITS,
                         why);
     if (strcmp(type, "Metaspace") == 0)
         return read_metaspace(b, one, why);
     if (strcmp(type, "ByteLevel") != 0 || b->marks)
         return refuse(why, "pre-tokenizer", type);
     b->byte_level = true;
-    if (json_flag(one, "add_prefix_space", true)) {
+    if (flag_of(one, "add_prefix_space", true)) {
         if (b->n_steps)
             return refuse(why, "pre-tokenizer", "ByteLevel with add_prefix_space after a split");
         b->prefix = BPE_PREFIX_EVERY;
         b->keep_space = true;
     }
-    return json_flag(one, "use_regex", true) ? add_step(b, SPLIT_GPT2, why) : E_OK;
+    return flag_of(one, "use_regex", true) ? add_step(b, SPLIT_GPT2, why) : E_OK;
 }
 
 static err_t read_decoder(struct bpe *b, const json_t *one, struct why *why) {
@@ -340,9 +344,9 @@ static err_t read_model(struct bpe *b, const json_t *model, struct why *why) {
         return refuse(why, "model option", "continuing_subword_prefix or end_of_word_suffix");
     if (json_number_value(dropout) != 0)
         return refuse(why, "model option", "dropout");
-    b->byte_fallback = json_flag(model, "byte_fallback", false);
-    b->fuse_unk = json_flag(model, "fuse_unk", false);
-    b->ignore_merges = json_flag(model, "ignore_merges", false);
+    b->byte_fallback = flag_of(model, "byte_fallback", false);
+    b->fuse_unk = flag_of(model, "fuse_unk", false);
+    b->ignore_merges = flag_of(model, "ignore_merges", false);
     err_t e = read_vocab(b, json_object_get(model, "vocab"), why);
     if (!e)
         e = read_byte_ids(b, why);

@@ -16,6 +16,11 @@ enum {
     MAX_VOCAB = 1 << 24, /* ids an opened folder may name; its config.json is read elsewhere */
 };
 
+static bool flag_of(const json_t *settings, const char *key, bool absent) {
+    const json_t *value = json_object_get(settings, key);
+    return json_is_boolean(value) ? json_is_true(value) : absent;
+}
+
 /* The id of the token that `key` names; absent: of `usual`. -1: none. */
 static int32_t named_id(const struct tokenizer *t, const json_t *settings, const char *key,
                         const char *usual) {
@@ -94,10 +99,10 @@ static err_t guard_pieces(struct tokenizer *t, struct why *why) {
 
 static void set_prefix_rules(struct tokenizer *t, const json_t *settings) {
     const struct bpe *b = t->vocab->bpe;
-    bool legacy = json_flag(settings, "legacy", true), bounded = b ? b->bounded : !t->vocab->whole;
+    bool legacy = flag_of(settings, "legacy", true), bounded = b ? b->bounded : !t->vocab->whole;
     t->prefix_every = b ? b->prefix == BPE_PREFIX_EVERY : legacy && t->vocab->rules.dummy_prefix;
-    t->prefix_first = b ? b->prefix == BPE_PREFIX_FIRST
-                        : !legacy && json_flag(settings, "add_prefix_space", true);
+    t->prefix_first =
+        b ? b->prefix == BPE_PREFIX_FIRST : !legacy && flag_of(settings, "add_prefix_space", true);
     t->strips = b ? b->strips : t->prefix_every || t->prefix_first;
     t->most_bytes_per_id = bounded ? t->vocab->longest : 0;
     for (int32_t i = 0; i < t->added.n && t->most_bytes_per_id; i++) {
@@ -205,11 +210,10 @@ static err_t apply_settings(struct tokenizer *t, const json_t *settings, int32_t
         .pad_id = named_id(t, settings, "pad_token", NULL),
     };
     e = read_around(t, json_object_get(settings, "prefix_ids"),
-                    json_flag(settings, "add_bos_token", true), t->facts.bos_id, &t->before, why);
+                    flag_of(settings, "add_bos_token", true), t->facts.bos_id, &t->before, why);
     if (!e)
         e = read_around(t, json_object_get(settings, "suffix_ids"),
-                        json_flag(settings, "add_eos_token", false), t->facts.eos_id, &t->after,
-                        why);
+                        flag_of(settings, "add_eos_token", false), t->facts.eos_id, &t->after, why);
     if (e)
         return e;
     t->facts.add_bos = t->before.n > 0;
