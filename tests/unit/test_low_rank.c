@@ -7,25 +7,24 @@
 #include "compress/eigen.h"
 #include "tests/check.h"
 
-/* x [n, q]: orthonormal columns, by Gram and Schmidt, twice. */
+/* x [q, n]: orthonormal rows, by Gram and Schmidt, twice. */
 static void make_orthonormal(int32_t n, int32_t q, unsigned seed, double *x) {
     for (int32_t i = 0; i < n * q; i++)
         x[i] = (double)test_gauss(&seed);
-    for (int32_t j = 0; j < q; j++)
-        for (int turn = 0; turn < 2; turn++) {
-            double length = 0;
-            for (int32_t l = 0; l < j; l++) {
-                double dot = 0;
-                for (int32_t i = 0; i < n; i++)
-                    dot += x[i * q + j] * x[i * q + l];
-                for (int32_t i = 0; i < n; i++)
-                    x[i * q + j] -= dot * x[i * q + l];
-            }
+    for (int32_t turn = 0; turn < 2 * q; turn++) {
+        double *row = x + turn / 2 * n, length = 0;
+        for (double *other = x; other < row; other += n) {
+            double dot = 0;
             for (int32_t i = 0; i < n; i++)
-                length += x[i * q + j] * x[i * q + j];
+                dot += row[i] * other[i];
             for (int32_t i = 0; i < n; i++)
-                x[i * q + j] /= sqrt(length);
+                row[i] -= dot * other[i];
         }
+        for (int32_t i = 0; i < n; i++)
+            length += row[i] * row[i];
+        for (int32_t i = 0; i < n; i++)
+            row[i] /= sqrt(length);
+    }
 }
 
 /* d [n, k] with these singular values, min(n, k) of them. */
@@ -34,14 +33,16 @@ static float *make_matrix(int32_t n, int32_t k, const double *value) {
     double *u = malloc((size_t)(n * q) * sizeof *u), *v = malloc((size_t)(k * q) * sizeof *v);
     float *d = malloc((size_t)(n * k) * sizeof *d);
     make_orthonormal(n, q, 3, u), make_orthonormal(k, q, 4, v);
-    for (int32_t i = 0; i < n; i++)
-        for (int32_t j = 0; j < k; j++) {
-            double sum = 0;
-            for (int32_t r = 0; r < q; r++)
-                sum += u[i * q + r] * value[r] * v[j * q + r];
-            d[i * k + j] = (float)sum;
-        }
-    free(u), free(v);
+    double *row = malloc((size_t)k * sizeof *row);
+    for (int32_t i = 0; i < n; i++) {
+        memset(row, 0, (size_t)k * sizeof *row);
+        for (int32_t r = 0; r < q; r++)
+            for (int32_t j = 0; j < k; j++)
+                row[j] += u[r * n + i] * value[r] * v[r * k + j];
+        for (int32_t j = 0; j < k; j++)
+            d[i * k + j] = (float)row[j];
+    }
+    free(u), free(v), free(row);
     return d;
 }
 
