@@ -7,13 +7,10 @@
 void cost_begin(struct cost *c, const struct train *t) {
     *c = (struct cost){0};
     snprintf(c->device, sizeof c->device, "%s", t->ops->describe(t));
-    /* The CPU's device memory is the host's, which the kernel keeps the peak of. */
-    c->before = strcmp(t->ops->name, "cpu") == 0 ? 0 : (double)t->ops->memory_free(t);
 }
 
 void cost_look(struct cost *c, const struct train *t) {
-    double taken = c->before > 0 ? c->before - (double)t->ops->memory_free(t) : 0;
-    c->device_bytes = taken > c->device_bytes ? taken : c->device_bytes;
+    c->device_bytes = (double)t->ops->memory_most(t);
 }
 
 void cost_add(struct cost *c, const char *phase, int64_t us) {

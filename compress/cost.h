@@ -10,9 +10,8 @@
 enum { COST_PHASES = 16 };
 
 struct cost {
-    char device[96]; /* what computed; "": nothing to tell */
-    double device_bytes,
-        before; /* the most taken; free before anything was. 0: host memory alone */
+    char device[96];     /* what computed; "": nothing to tell */
+    double device_bytes; /* the most taken at once; 0: host memory alone */
     int32_t n_phases;
     struct {
         const char *name; /* borrowed: a constant */
@@ -22,7 +21,7 @@ struct cost {
 
 /* Before anything is taken of the device. */
 void cost_begin(struct cost *c, const struct train *t);
-/* The device as it is now. */
+/* What was taken of the device up to now. */
 void cost_look(struct cost *c, const struct train *t);
 /* Adds to the phase of that name. */
 void cost_add(struct cost *c, const char *phase, int64_t us);

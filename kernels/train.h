@@ -132,6 +132,9 @@ struct train_ops {
     void (*copy)(struct train *t, void *to, const void *from, size_t bytes);
     void (*zero)(struct train *t, void *device, size_t bytes);
     size_t (*memory_free)(const struct train *t);
+    /* The most bytes that this struct train ever had of its device at once, however much others
+     * have; 0 where that is the host's memory, whose peak the kernel keeps. */
+    size_t (*memory_most)(const struct train *t);
     /* Waits for all that was asked for. E_DEVICE with a sentence; sticky. */
     err_t (*settle)(struct train *t, struct why *why);
 

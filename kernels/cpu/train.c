@@ -82,6 +82,11 @@ static size_t memory_free(const struct train *t) {
     return memory_available();
 }
 
+static size_t memory_most(const struct train *t) {
+    (void)t;
+    return 0;
+}
+
 static err_t settle(struct train *t, struct why *why) {
     err_t e = train_cpu(t)->error;
     return e ? why_set(why, e, "There is not enough memory to fit on this machine.") : E_OK;
@@ -163,6 +168,7 @@ static const struct train_ops ops = {
     .copy = put,
     .zero = zero,
     .memory_free = memory_free,
+    .memory_most = memory_most,
     .settle = settle,
     .widen = widen,
     .store = store,

@@ -52,6 +52,12 @@ struct held {
     bool is_made; /* its copy and its scale */
 };
 
+/* Memory that was taken and not given back. */
+struct block {
+    void *at;
+    size_t bytes;
+};
+
 struct cuda_train {
     struct train base;
     cudaStream_t stream;
@@ -66,6 +72,8 @@ struct cuda_train {
     struct product_scales *scales; /* device */
     int32_t search;                /* which of scales->largest is 0 */
     struct held held[HELD];
+    struct block *block;                      /* [n_blocks] owned */
+    size_t n_blocks, cap_blocks, taken, most; /* bytes: now, and at once at any time */
     err_t error;
     struct why why;
     int32_t max_head; /* head dim that attention has room for */
@@ -106,6 +114,7 @@ void cuda_train_get(struct train *t, void *host, const void *device, size_t byte
 void cuda_train_copy(struct train *t, void *to, const void *from, size_t bytes);
 void cuda_train_zero(struct train *t, void *device, size_t bytes);
 size_t cuda_train_memory_free(const struct train *t);
+size_t cuda_train_memory_most(const struct train *t);
 err_t cuda_train_settle(struct train *t, struct why *why);
 
 void cuda_train_widen(struct train *t, enum train_number type, bool served, size_t n,

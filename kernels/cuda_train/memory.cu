@@ -1,6 +1,7 @@
 /* Device memory, and the way to and from it through a ring of pinned windows: the copy into the
  * next window runs beside the transfer of the last ones. What lies in the ring keeps the order of
  * the stream, so a put needs no wait and small ones (a batch's ids) cost a memcpy. */
+#include <cstdlib>
 #include <cstring>
 #include <unistd.h>
 
@@ -61,12 +62,40 @@ static struct window *take_window(struct cuda_train *c) {
     return w;
 }
 
+/* Keeps account of memory. Without room for it the block is not counted. */
+static void count(struct cuda_train *c, void *at, size_t bytes) {
+    if (c->n_blocks == c->cap_blocks) {
+        size_t cap = c->cap_blocks ? 2 * c->cap_blocks : 1024;
+        struct block *more = (struct block *)realloc(c->block, cap * sizeof *more);
+        if (!more)
+            return;
+        c->block = more, c->cap_blocks = cap;
+    }
+    c->block[c->n_blocks++] = {at, bytes};
+    c->taken += bytes;
+    c->most = c->taken > c->most ? c->taken : c->most;
+}
+
+static void discount(struct cuda_train *c, void *at) {
+    for (size_t i = c->n_blocks; i-- > 0;) /* what was taken last is mostly given back first */
+        if (c->block[i].at == at) {
+            c->taken -= c->block[i].bytes;
+            c->block[i] = c->block[--c->n_blocks];
+            return;
+        }
+}
+
+size_t cuda_train_memory_most(const struct train *t) {
+    return ((const struct cuda_train *)t)->most;
+}
+
 void *cuda_train_scratch(struct cuda_train *c, enum scratch which, size_t bytes) {
     if (c->error)
         return NULL;
     if (bytes <= c->scratch_bytes[which])
         return c->scratch[which];
     cuda_train_note(c, cudaStreamSynchronize(c->stream), "growing scratch");
+    discount(c, c->scratch[which]);
     cudaFree(c->scratch[which]);
     c->scratch[which] = NULL;
     c->scratch_bytes[which] = 0;
@@ -76,6 +105,7 @@ void *cuda_train_scratch(struct cuda_train *c, enum scratch which, size_t bytes)
         return NULL;
     }
     c->scratch_bytes[which] = bytes;
+    count(c, c->scratch[which], bytes);
     return c->scratch[which];
 }
 
@@ -91,14 +121,18 @@ err_t cuda_train_take(struct train *t, size_t bytes, void **device) {
     if (c->error) {
         cudaFree(*device);
         *device = NULL;
+    } else {
+        count(c, *device, bytes);
     }
     return c->error;
 }
 
 void cuda_train_give(struct train *t, void *device) {
     struct cuda_train *c = cuda_train_of(t);
-    if (device) /* waits for the device, so nothing that runs still uses it */
-        cuda_train_note(c, cudaFree(device), "give");
+    if (!device)
+        return;
+    discount(c, device); /* what follows waits for the device, so nothing that runs still uses it */
+    cuda_train_note(c, cudaFree(device), "give");
 }
 
 void cuda_train_put(struct train *t, void *device, const void *host, size_t bytes) {

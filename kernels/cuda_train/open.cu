@@ -3,6 +3,7 @@
  * so that sums run in one order; device memory is the caller's by take(). */
 #include <cstdarg>
 #include <cstdio>
+#include <cstdlib>
 #include <new>
 
 #include "kernels/cuda/card.h"
@@ -49,6 +50,7 @@ static void cuda_train_close(struct train *t) {
         cudaFree(c->scratch[i]);
     if (c->stream)
         cudaStreamDestroy(c->stream);
+    free(c->block);
     delete c;
 }
 
@@ -65,6 +67,7 @@ static const struct train_ops *ops(void) {
     o.copy = cuda_train_copy;
     o.zero = cuda_train_zero;
     o.memory_free = cuda_train_memory_free;
+    o.memory_most = cuda_train_memory_most;
     o.settle = cuda_train_settle;
     o.widen = cuda_train_widen;
     o.store = cuda_train_store;

@@ -257,6 +257,13 @@ TEST(gpu_train_refuses_with_a_sentence) {
     CHECK(!much);
     settle(t); /* too little memory is no broken device */
     CHECK(t->ops->memory_free(t) > 1 << 20);
+    size_t before = t->ops->memory_most(t);
+    for (int i = 0; i < 3; i++) {
+        void *some;
+        CHECK_EQ(t->ops->take(t, 1 << 20, &some), E_OK);
+        t->ops->give(t, some);
+    }
+    CHECK_EQ(t->ops->memory_most(t), before + (1 << 20));
     struct train_batch b = {1, 1, 1, NULL, up(t, (int32_t[]){0, 1}, 8), NULL};
     float *x = up_floats(t, NULL, 512);
     t->ops->attention(t, &b, (struct train_heads){1, 1, 256, 0}, x, x, x, x);

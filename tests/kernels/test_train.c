@@ -35,6 +35,7 @@ TEST(train_tells_what_it_runs_on_and_what_is_left) {
     CHECK_OK(train_cpu_open(&t, 2, &why), why);
     CHECK_HAS(t->ops->describe(t), "2 threads");
     CHECK(t->ops->memory_free(t) > 1 << 20);
+    CHECK_EQ(t->ops->memory_most(t), 0);
     void *much;
     CHECK_EQ(t->ops->take(t, SIZE_MAX - 7, &much), E_NOMEM);
     CHECK(!much);
