@@ -32,8 +32,6 @@ void fuzz_aliases(const uint8_t *data, size_t n) {
 }
 
 #ifdef FUZZER
-#include "tests/fuzz/no_tenants.h"
-
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t n);
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t n) {
     fuzz_aliases(data, n);

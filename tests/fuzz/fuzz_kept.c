@@ -29,8 +29,6 @@ void fuzz_kept(const uint8_t *data, size_t n) {
 }
 
 #ifdef FUZZER
-#include "tests/fuzz/no_tenants.h"
-
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t n);
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t n) {
     fuzz_kept(data, n);

@@ -28,7 +28,7 @@ bad=0
 for name; do
     mkdir -p "$out/corpus/fuzz_$name"
     "$cxx" $san -fsanitize=fuzzer -o "$out/fuzz_$name" "$out/lib/tests/fuzz/fuzz_$name.c.o" \
-        "$out/parts.a" -lmicrohttpd -luv -lzip -lcurl -ledit -ljansson -lcrypto -lsentencepiece -lpthread -ldl -lm
+        "$out/lib/tests/fuzz/no_kernels.c.o" "$out/parts.a" -lmicrohttpd -luv -lzip -lcurl -ledit -ljansson -lcrypto -lsentencepiece -lpthread -ldl -lm
     printf '%-14s ' "$name"
     if "$out/fuzz_$name" -max_total_time="$seconds" -timeout=10 -rss_limit_mb=4096 -max_len=65536 \
         -artifact_prefix="$out/found/$name-" -print_final_stats=1 "$out/corpus/fuzz_$name" \
