@@ -182,7 +182,7 @@ static bool stop_in_look(pid_t pid, const char *says, int32_t looks, int sig) {
             CHECK(WIFEXITED(status) && WEXITSTATUS(status) == 0);
             return false;
         }
-        if (count(says, "of the way from the base to the fine-tune") == looks && fits(pid)) {
+        if (count(says, "bits a weight go") == looks && fits(pid)) {
             usleep(20000);
             CHECK_EQ(kill(pid, sig), 0);
             CHECK_EQ(waitpid(pid, &status, 0), pid);
@@ -202,7 +202,7 @@ TEST_LIMIT(resume_of_a_search_knows_what_it_found_and_ends_in_the_same_bytes, 40
     snprintf(says, sizeof says, "%s/says", test_tmp());
     make_pair(&whole, "whole.bitdelta");
     CHECK(!stop_in_look(start_search(&whole, says), says, -1, SIGKILL)); /* nothing stops it */
-    looks = count(says, "of the way from the base to the fine-tune");
+    looks = count(says, "bits a weight go");
     CHECK(looks >= 2);
     CHECK(!exists(whole.kept));
     make_pair(&cut, "cut.bitdelta");
