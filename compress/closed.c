@@ -109,8 +109,7 @@ static float mean_diagonal(struct closed *c, int32_t k, const float *a) {
     return sum / (float)k;
 }
 
-/* ---- the factor and what is solved with it ----------------------------------------------------
- */
+/* ---- the factor and what is solved with it --------------------------------------------------- */
 
 static int32_t width_at(int32_t first, int32_t k) {
     return k - first < FACTOR_ROWS ? k - first : FACTOR_ROWS;
@@ -202,8 +201,7 @@ void closed_target(struct closed *c, const struct moments *m, const struct train
     o->gemm(c->t, fine->n, m->k, m->k, train_mat(c->y, k), train_mat(c->x, k), d, k, true);
 }
 
-/* ---- signs ------------------------------------------------------------------------------------
- */
+/* ---- signs ----------------------------------------------------------------------------------- */
 
 /* c->x [n, k] = d less the pair. */
 static void less_pair(struct closed *c, const struct train_delta *x, const float *d) {
@@ -230,8 +228,7 @@ void closed_signs(struct closed *c, const struct train_delta *x, const float *d)
         o->signs_set(c->t, &x->plane[p], x->n, x->k, c->value[p]);
 }
 
-/* ---- scales -----------------------------------------------------------------------------------
- */
+/* ---- scales ---------------------------------------------------------------------------------- */
 
 /* out [n, k] = S diag(col) of one plane (rows: its row scales, too; columns: not its column's). */
 static void plane_alone(struct closed *c, const struct train_delta *x, int32_t p, bool rows,

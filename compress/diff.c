@@ -10,8 +10,7 @@
 
 enum { BLOCK_ELEMENTS = 1 << 24 }; /* 64 MiB of FP32 for each of base and fine-tune */
 
-/* ---- rows -------------------------------------------------------------------------------------
- */
+/* ---- rows ------------------------------------------------------------------------------------ */
 
 static err_t read_checkpoint(void *arg, float *dst, int64_t first, int64_t n_rows,
                              struct why *why) {
@@ -104,8 +103,7 @@ static void subtract(struct walk *w, struct report_row *report) {
     report->base += energy;
 }
 
-/* ---- planes -----------------------------------------------------------------------------------
- */
+/* ---- planes ---------------------------------------------------------------------------------- */
 
 err_t diff_write_planes(struct tenant_writer *w, const char *part, const struct planes *p,
                         struct why *why) {
@@ -164,8 +162,7 @@ err_t diff_write_part(struct tenant_writer *w, const char *part, struct rows bas
     return e;
 }
 
-/* ---- embedding and lm_head --------------------------------------------------------------------
- */
+/* ---- embedding and lm_head ------------------------------------------------------------------- */
 
 /* Ids of the rows that differ, then of those beyond the base. */
 struct changed {

@@ -44,8 +44,7 @@ struct eval {
     struct score base_score, fine_score;
 };
 
-/* ---- models and questions ---------------------------------------------------------------------
- */
+/* ---- models and questions -------------------------------------------------------------------- */
 
 static err_t read_tenant(struct eval *v, const char *path, struct tenant_file *t, struct why *why) {
     int fd = open(path, O_RDONLY | O_CLOEXEC);
@@ -125,8 +124,7 @@ static err_t read_questions(struct eval *v, const struct args *a, const struct m
     return e;
 }
 
-/* ---- judging ----------------------------------------------------------------------------------
- */
+/* ---- judging --------------------------------------------------------------------------------- */
 
 /* The base knows only its own vocabulary; a text with a tenant's added tokens is not for it. */
 static bool can_read(const struct llama *m, const struct corpus *text) {
@@ -186,8 +184,7 @@ static err_t judge_tenant(struct eval *v, const struct tenant_file *t, const cha
     return e;
 }
 
-/* ---- what comes out ---------------------------------------------------------------------------
- */
+/* ---- what comes out -------------------------------------------------------------------------- */
 
 static double mean(double sum, int64_t n) {
     return n > 0 ? sum / (double)n : NAN;
@@ -338,8 +335,7 @@ static err_t draw(const struct eval *v, const struct args *a, struct why *why) {
     return plot_write(arg(a, "--plot"), &p, why);
 }
 
-/* ---- the command ------------------------------------------------------------------------------
- */
+/* ---- the command ----------------------------------------------------------------------------- */
 
 static err_t evaluate(struct eval *v, const struct args *a, struct why *why) {
     err_t e = job_base_open(&v->base_files, arg(a, "--base"), why);

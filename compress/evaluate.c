@@ -9,8 +9,7 @@
 
 enum { BATCH_ROWS = 1024, MAX_IDS = 1 << 20, MAX_TEXT = 1 << 24 };
 
-/* ---- reading questions ------------------------------------------------------------------------
- */
+/* ---- reading questions ----------------------------------------------------------------------- */
 
 static char *trimmed(const char *text, size_t n) {
     while (n && isspace((unsigned char)*text))
@@ -161,8 +160,7 @@ void task_set_free(struct task_set *set) {
     *set = (struct task_set){0};
 }
 
-/* ---- judging ----------------------------------------------------------------------------------
- */
+/* ---- judging --------------------------------------------------------------------------------- */
 
 static int32_t longest(const struct corpus *c) {
     int32_t n = 1;

@@ -14,8 +14,7 @@
 
 enum { MAX_TEXT = 256 << 20 };
 
-/* ---- texts ------------------------------------------------------------------------------------
- */
+/* ---- texts ----------------------------------------------------------------------------------- */
 
 static err_t write_text(const char *dir, const char *name, const char *text, size_t n,
                         struct why *why) {
@@ -160,8 +159,7 @@ static err_t write_texts(const struct export_job *j, struct why *why) {
     return e;
 }
 
-/* ---- the command ------------------------------------------------------------------------------
- */
+/* ---- the command ----------------------------------------------------------------------------- */
 
 static err_t write_checkpoint(const struct export_job *j, struct why *why) {
     err_t e = write_texts(j, why);

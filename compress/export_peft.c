@@ -48,8 +48,7 @@ static bool norm_differs(const struct adapter *x, int32_t i) {
     return memcmp(norm_of(x, i), x->base_norm + (size_t)i * dim, dim * sizeof(float)) != 0;
 }
 
-/* ---- whether it is one ------------------------------------------------------------------------
- */
+/* ---- whether it is one ----------------------------------------------------------------------- */
 
 static bool same_json(const char *a, const char *b) {
     json_t *x = json_loads(a, 0, NULL), *y = json_loads(b, 0, NULL);
@@ -77,8 +76,7 @@ static err_t check(const struct adapter *x, struct why *why) {
     return E_OK;
 }
 
-/* ---- tensors ----------------------------------------------------------------------------------
- */
+/* ---- tensors --------------------------------------------------------------------------------- */
 
 static void declare_whole(struct adapter *x, const char *tensor, enum st_dtype dtype,
                           int32_t n_dims, const int64_t *dim) {
@@ -164,8 +162,7 @@ static err_t write_tensors(struct adapter *x, struct why *why) {
     return e;
 }
 
-/* ---- config -----------------------------------------------------------------------------------
- */
+/* ---- config ---------------------------------------------------------------------------------- */
 
 /* What a pair's rank and name say to the config: modules that all layers have are named shortly. */
 static json_t *targets_of(struct adapter *x) {

@@ -179,8 +179,7 @@ static err_t open_kept(struct fitting *f, const struct fit_options *o, struct wh
     return e;
 }
 
-/* ---- text -------------------------------------------------------------------------------------
- */
+/* ---- text ------------------------------------------------------------------------------------ */
 
 /* Documents that the model writes from its beginning, until there are about n ids: for the few that
  * are lacking none are begun, since a round of them takes as long as one of many. */
@@ -269,8 +268,7 @@ static err_t gather_text(struct fitting *f, const struct fit_options *o, struct 
     return e;
 }
 
-/* ---- fitting and judging ----------------------------------------------------------------------
- */
+/* ---- fitting and judging --------------------------------------------------------------------- */
 
 /* After each step: shows it, keeps the fit from time to time, stops when a signal asks for it. */
 static bool after(void *arg, const struct fit_report *at) {
@@ -389,8 +387,7 @@ static err_t fit(struct fitting *f, struct fit_options *o, json_t *made, struct 
     return e ? e : judge(f, "fitted", why);
 }
 
-/* ---- the whole ---------------------------------------------------------------------------------
- */
+/* ---- the whole ------------------------------------------------------------------------------- */
 
 static err_t open_student(struct fitting *f, json_t *made, struct why *why) {
     const struct fitted_options *o = f->o;

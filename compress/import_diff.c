@@ -39,8 +39,7 @@ static const struct pt_tensor *need(struct import *m, const char *name, struct w
     return t;
 }
 
-/* ---- linears ----------------------------------------------------------------------------------
- */
+/* ---- linears --------------------------------------------------------------------------------- */
 
 static err_t read_mask(struct import *m, const char *part, struct planes *p, struct why *why) {
     char name[160];
@@ -107,8 +106,7 @@ static err_t import_part(struct import *m, int32_t i, struct why *why) {
     return e;
 }
 
-/* ---- embedding, lm_head, norms ----------------------------------------------------------------
- */
+/* ---- embedding, lm_head, norms --------------------------------------------------------------- */
 
 struct memory_rows {
     const float *x; /* [n, k] */
@@ -236,8 +234,7 @@ static err_t import_tensors(struct import *m, struct why *why) {
     return e;
 }
 
-/* ---- the command ------------------------------------------------------------------------------
- */
+/* ---- the command ----------------------------------------------------------------------------- */
 
 /* The tenant's config: that of --config, else the base's; the vocabulary is the file's. */
 static err_t read_texts(struct import *m, const char *dir, struct job_texts *texts,

@@ -18,8 +18,7 @@ struct inspect {
 static const char *const part_names[N_PARTS] = {"q_proj",    "k_proj",  "v_proj",   "o_proj",
                                                 "gate_proj", "up_proj", "down_proj"};
 
-/* ---- one matrix -------------------------------------------------------------------------------
- */
+/* ---- one matrix ------------------------------------------------------------------------------ */
 
 /* How a matrix is stored, in a few words: "planes 1 with column scales, low rank 2". */
 static void describe(char *out, size_t n, enum tenant_kind kind, const struct delta *d,
@@ -52,8 +51,7 @@ static double bytes_of_part(const struct inspect *x, int32_t layer, enum part p)
     return bytes_of(x, name);
 }
 
-/* ---- parts over all layers --------------------------------------------------------------------
- */
+/* ---- parts over all layers ------------------------------------------------------------------- */
 
 struct summary {
     int32_t planes[2], rank[2]; /* least and most */
@@ -145,8 +143,7 @@ static json_t *to_json(const struct inspect *x, bool layers) {
     return out;
 }
 
-/* ---- for people -------------------------------------------------------------------------------
- */
+/* ---- for people ------------------------------------------------------------------------------ */
 
 static void print_linears(const struct inspect *x) {
     printf("  linears       %.3f bits per weight, scales included\n", x->t.bits_per_weight);

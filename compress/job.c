@@ -63,8 +63,7 @@ const char *job_name_of(const char *path) {
     return name;
 }
 
-/* ---- texts ------------------------------------------------------------------------------------
- */
+/* ---- texts ----------------------------------------------------------------------------------- */
 
 static err_t parse_object(json_t **out, const char *text, const char *label, struct why *why) {
     err_t e = json_parse(out, text, strlen(text), label, MAX_DEPTH, MAX_VALUES, why);
@@ -124,8 +123,7 @@ void job_texts_free(struct job_texts *t) {
     memset(t, 0, sizeof *t);
 }
 
-/* ---- the end ----------------------------------------------------------------------------------
- */
+/* ---- the end --------------------------------------------------------------------------------- */
 
 static err_t read_back(const struct job_base *b, const char *path, size_t *bytes, struct why *why) {
     int fd = open(path, O_RDONLY | O_CLOEXEC);

@@ -22,8 +22,7 @@ void llama_tensor(char *out, size_t n, const struct model_config *c, int32_t i) 
     }
 }
 
-/* ---- where they come from ----------------------------------------------------------------------
- */
+/* ---- where they come from -------------------------------------------------------------------- */
 
 static size_t cols_of(const struct model_config *c, int32_t i) {
     const struct model_shape *s = &c->shape;
@@ -86,8 +85,7 @@ struct llama_source llama_source_files(struct llama_files *f) {
                                  .arg = f};
 }
 
-/* ---- to a device -------------------------------------------------------------------------------
- */
+/* ---- to a device ----------------------------------------------------------------------------- */
 
 static int32_t block_rows(int32_t k) {
     return LLAMA_BLOCK / k > 0 ? LLAMA_BLOCK / k : 1;
@@ -156,8 +154,7 @@ err_t llama_read(struct llama_reader *r, int32_t i_matrix, int32_t first, int32_
     return e;
 }
 
-/* ---- making ------------------------------------------------------------------------------------
- */
+/* ---- making ---------------------------------------------------------------------------------- */
 
 static size_t size_of(const struct train_weights *w) {
     return (size_t)w->n * (size_t)w->k;

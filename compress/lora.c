@@ -12,8 +12,7 @@
 
 enum { MAX_CONFIG = 4 << 20, MAX_HEADER = 16 << 20 };
 
-/* ---- modules and their tensors ----------------------------------------------------------------
- */
+/* ---- modules and their tensors --------------------------------------------------------------- */
 
 static bool exists(const char *dir, const char *name) {
     char path[4096];
@@ -119,8 +118,7 @@ static err_t place(struct lora *l, const struct st_tensor *t, struct why *why) {
                    l->file.label, t->name);
 }
 
-/* ---- shapes ------------------------------------------------------------------------------------
- */
+/* ---- shapes ---------------------------------------------------------------------------------- */
 
 static bool is_shape(const struct st_tensor *t, int64_t rows, int64_t cols) {
     return rows ? t->n_dims == 2 && t->dim[0] == rows && t->dim[1] == cols
@@ -222,8 +220,7 @@ static err_t check_modules(struct lora *l, struct why *why) {
     return e;
 }
 
-/* ---- opening ----------------------------------------------------------------------------------
- */
+/* ---- opening --------------------------------------------------------------------------------- */
 
 err_t lora_open(struct lora *l, const char *dir, const struct checkpoint *base, struct why *why) {
     *l = (struct lora){.dir = strdup(dir), .base = base, .fd = -1};

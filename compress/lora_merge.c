@@ -12,8 +12,7 @@
 
 enum { MERGE_ROWS = 16 };
 
-/* ---- reading ----------------------------------------------------------------------------------
- */
+/* ---- reading --------------------------------------------------------------------------------- */
 
 /* Elements [first, first + n) of a tensor of the adapter. */
 static err_t read_part(const struct lora *l, const struct st_tensor *t, float *dst, uint64_t first,
@@ -74,8 +73,7 @@ void lora_pair_free(struct lora_pair *p) {
     *p = (struct lora_pair){0};
 }
 
-/* ---- merging ----------------------------------------------------------------------------------
- */
+/* ---- merging --------------------------------------------------------------------------------- */
 
 struct merge {
     const struct lora_pair *p;

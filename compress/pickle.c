@@ -91,8 +91,7 @@ static err_t grow(struct reader *r, void *array, int32_t n, int32_t *cap, size_t
     return E_OK;
 }
 
-/* ---- stack and values -------------------------------------------------------------------------
- */
+/* ---- stack and values ------------------------------------------------------------------------ */
 
 static err_t push_index(struct reader *r, int32_t index) {
     err_t e = grow(r, &r->stack, r->n_stack, &r->cap_stack, sizeof *r->stack);
@@ -156,8 +155,7 @@ static int32_t above_mark(const struct reader *r) {
     return -1;
 }
 
-/* ---- tensors ----------------------------------------------------------------------------------
- */
+/* ---- tensors --------------------------------------------------------------------------------- */
 
 /* The tuple (module "storage", type, key, location, elements) that names a member of the archive.
  */
@@ -261,8 +259,7 @@ static err_t reduce(struct reader *r) {
     }
 }
 
-/* ---- opcodes ----------------------------------------------------------------------------------
- */
+/* ---- opcodes --------------------------------------------------------------------------------- */
 
 static err_t take(struct reader *r, size_t n, const unsigned char **bytes) {
     if ((size_t)(r->end - r->at) < n)
@@ -451,8 +448,7 @@ static err_t step(struct reader *r, int op) {
     }
 }
 
-/* ---- the result -------------------------------------------------------------------------------
- */
+/* ---- the result ------------------------------------------------------------------------------ */
 
 static int by_name(const void *a, const void *b) {
     return strcmp(((const struct pt_tensor *)a)->name, ((const struct pt_tensor *)b)->name);

@@ -62,8 +62,7 @@ static void start_levels(struct levels *l, int32_t n_planes, double rms) {
     sort_levels(l);
 }
 
-/* ---- passes over the weights d [n] with codes [n] ---------------------------------------------
- */
+/* ---- passes over the weights d [n] with codes [n] -------------------------------------------- */
 
 static void pass_nearest(const float *d, uint8_t *code, size_t n, const struct levels *l) {
     for (size_t i = 0; i < n; i++) {
@@ -83,8 +82,7 @@ static void pass_sums(const float *d, const uint8_t *code, size_t n, struct sums
     }
 }
 
-/* ---- scales -----------------------------------------------------------------------------------
- */
+/* ---- scales ---------------------------------------------------------------------------------- */
 
 /* Solves G x = b by elimination with the largest pivot first. A plane that the others already make
  * up (pivot next to nothing) gets scale 0. */
@@ -132,8 +130,7 @@ static double residual_of(const struct levels *l, const struct sums *s) {
     return r > 0 ? r : 0;
 }
 
-/* ---- packing ----------------------------------------------------------------------------------
- */
+/* ---- packing --------------------------------------------------------------------------------- */
 
 static void pack_row(struct planes *p, int32_t row, const uint8_t *code) {
     for (int32_t i = 0; i < p->n_planes; i++)
@@ -146,8 +143,7 @@ static void pack_row(struct planes *p, int32_t row, const uint8_t *code) {
         }
 }
 
-/* ---- one scale per row ------------------------------------------------------------------------
- */
+/* ---- one scale per row ----------------------------------------------------------------------- */
 
 struct row_fit {
     struct planes *p;
@@ -218,8 +214,7 @@ err_t planes_fit_rows(struct planes *p, const float *d, int32_t first, int32_t r
     return e;
 }
 
-/* ---- one scale per matrix ---------------------------------------------------------------------
- */
+/* ---- one scale per matrix -------------------------------------------------------------------- */
 
 enum pass { PASS_NEAREST, PASS_SUMS, PASS_PACK };
 
@@ -301,8 +296,7 @@ out:
     return e;
 }
 
-/* ---- memory -----------------------------------------------------------------------------------
- */
+/* ---- memory ---------------------------------------------------------------------------------- */
 
 err_t planes_init(struct planes *p, int32_t n, int32_t k, int32_t n_planes, bool per_row,
                   struct why *why) {

@@ -42,8 +42,7 @@ struct chart {
     struct axis x;
 };
 
-/* ---- axes -------------------------------------------------------------------------------------
- */
+/* ---- axes ------------------------------------------------------------------------------------ */
 
 static double place_of(const struct axis *a, double v) {
     double t = ((a->log ? log10(v) : v) - a->lo) / (a->hi - a->lo);
@@ -111,8 +110,7 @@ static struct axis x_axis(const struct plot *p) {
     return a;
 }
 
-/* ---- panels -----------------------------------------------------------------------------------
- */
+/* ---- panels ---------------------------------------------------------------------------------- */
 
 struct panel {
     double x, y; /* its lower left corner */
@@ -200,8 +198,7 @@ static void draw_panel(struct chart *c, struct panel *q) {
         draw_series(c, q, s);
 }
 
-/* ---- the whole --------------------------------------------------------------------------------
- */
+/* ---- the whole ------------------------------------------------------------------------------- */
 
 static int by_bits(const void *a, const void *b) {
     const struct plot_point *x = a, *y = b;

@@ -23,8 +23,7 @@ struct published {
     struct train_vector vocab[2]; /* embedding, lm_head; n 0: tied */
 };
 
-/* ---- opening -----------------------------------------------------------------------------------
- */
+/* ---- opening --------------------------------------------------------------------------------- */
 
 /* The scales that the planes start with. */
 static err_t open_scales(struct published *p) {
@@ -109,8 +108,7 @@ double published_bytes(const struct model_config *c) {
     return (c->tied ? 1.0 : 2.0) * 3 * sizeof(float) * c->shape.vocab * c->shape.dim;
 }
 
-/* ---- learning ----------------------------------------------------------------------------------
- */
+/* ---- learning -------------------------------------------------------------------------------- */
 
 /* Along a cosine to 0, from the first step on. */
 static struct train_adam adam_at(const struct published *p, int32_t t) {
@@ -185,8 +183,7 @@ struct fit_learner published_learner(struct published *p) {
     return (struct fit_learner){wants, learn_matrix, learn_rest, p};
 }
 
-/* ---- text --------------------------------------------------------------------------------------
- */
+/* ---- text ------------------------------------------------------------------------------------ */
 
 err_t published_text(struct corpus *out, const struct tokenizer *t, const char *text, size_t n_text,
                      int32_t length, int32_t pad, int32_t n, uint64_t seed, struct why *why) {

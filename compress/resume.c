@@ -81,8 +81,7 @@ err_t resume_add_weights(struct sha256 *key, const struct checkpoint *c, struct 
     return e;
 }
 
-/* ---- files: magic, key, content, hash of all before -------------------------------------------
- */
+/* ---- files: magic, key, content, hash of all before ------------------------------------------ */
 
 struct kept {
     FILE *f;
@@ -172,8 +171,7 @@ static bool find(struct kept *k, const struct resume *r, const char *name,
     return good;
 }
 
-/* ---- text -------------------------------------------------------------------------------------
- */
+/* ---- text ------------------------------------------------------------------------------------ */
 
 err_t resume_write_text(struct resume *r, struct lesson *const *lesson, int32_t n,
                         struct why *why) {
@@ -232,8 +230,7 @@ err_t resume_read_text(struct resume *r, struct lesson *const *lesson, int32_t n
                    : 0;
 }
 
-/* ---- looks ------------------------------------------------------------------------------------
- */
+/* ---- looks ----------------------------------------------------------------------------------- */
 
 struct look {
     unsigned char key[SHA256_BYTES];
@@ -287,8 +284,7 @@ void resume_add_look(struct resume *r, const json_t *quality) {
     free(now);
 }
 
-/* ---- the fit ----------------------------------------------------------------------------------
- */
+/* ---- the fit --------------------------------------------------------------------------------- */
 
 /* Everything of a student that learning changes, piece by piece: a walk that saves and loads. */
 struct walk {

@@ -24,8 +24,7 @@ struct measuring {
     int64_t n_tokens;
 };
 
-/* ---- gradients -------------------------------------------------------------------------------
- */
+/* ---- gradients ------------------------------------------------------------------------------- */
 
 static void add_gradient(void *arg, int32_t i, float *grad) {
     struct measuring *m = arg;
@@ -95,8 +94,7 @@ static err_t find_gradients(struct measuring *m, const struct corpus *own, int32
     return e;
 }
 
-/* ---- differences -----------------------------------------------------------------------------
- */
+/* ---- differences ----------------------------------------------------------------------------- */
 
 /* d [n, k] of a matrix: of a linear from the models as they lie on the device, of embedding and
  * lm_head against the file, for which rows changed at all the device's weights may not know. */

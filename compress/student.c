@@ -22,8 +22,7 @@ static size_t size_of(const struct train_weights *w) {
     return (size_t)w->n * (size_t)w->k;
 }
 
-/* ---- one matrix --------------------------------------------------------------------------------
- */
+/* ---- one matrix ------------------------------------------------------------------------------ */
 
 /* Memory for the planes and the pair of a choice. */
 static err_t open_delta(struct student *s, struct student_matrix *x,
@@ -104,8 +103,7 @@ static err_t open_matrix(struct student *s, int32_t i, const struct budget_choic
     return e;
 }
 
-/* ---- the whole ---------------------------------------------------------------------------------
- */
+/* ---- the whole ------------------------------------------------------------------------------- */
 
 static struct train_weights merged(void *arg, int32_t i) {
     struct student *s = arg;

@@ -15,8 +15,7 @@ enum {
     TURN_ROUNDS = 2, /* of the scales of one plane, within one of those */
 };
 
-/* ---- reading -----------------------------------------------------------------------------------
- */
+/* ---- reading --------------------------------------------------------------------------------- */
 
 /* Sums over the rows of a matrix, as the device left them. */
 static err_t add_up(struct student_matrix *x, struct train *t, const float *base,
@@ -86,8 +85,7 @@ err_t student_put_exact_rows(struct student *s, int32_t i, struct why *why) {
     return e;
 }
 
-/* ---- planes and pair ---------------------------------------------------------------------------
- */
+/* ---- planes and pair ------------------------------------------------------------------------- */
 
 /* Step between the 2^p evenly spaced levels that are nearest to normally distributed values of
  * variance 1: the scales of p planes are this, halved once, times 1, 2, 4, .. */

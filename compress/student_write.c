@@ -8,8 +8,7 @@
 
 #include "kernels/f16.h"
 
-/* ---- rounding ---------------------------------------------------------------------------------
- */
+/* ---- rounding -------------------------------------------------------------------------------- */
 
 /* A vector of the device as the host sees it, zeros behind it up to n; NULL when there is no
  * memory.
@@ -90,8 +89,7 @@ err_t student_round(struct student *s, struct why *why) {
     return e ? why_set(why, e, "There is not enough memory to round the tenant's numbers.") : 0;
 }
 
-/* ---- writing ----------------------------------------------------------------------------------
- */
+/* ---- writing --------------------------------------------------------------------------------- */
 
 struct out {
     struct student *s;

@@ -89,8 +89,7 @@ void train_cpu_attention_back(struct train *t, const struct train_batch *b,
     attend(&j);
 }
 
-/* ---- with a cache ------------------------------------------------------------------------------
- */
+/* ---- with a cache ---------------------------------------------------------------------------- */
 
 struct decode_job {
     const struct train_isa *isa;

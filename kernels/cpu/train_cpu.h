@@ -35,8 +35,7 @@ static inline int32_t train_end(int32_t task, int32_t step, int32_t n) {
     return end < n ? end : n;
 }
 
-/* ---- the operators (train.h), by file ---------------------------------------------------------
- */
+/* ---- the operators (train.h), by file -------------------------------------------------------- */
 
 /* train_gemm.c */
 enum { TRAIN_MC = 192, TRAIN_NC = 512, TRAIN_KC = 256 }; /* a block of C, and of k: fits L2 */

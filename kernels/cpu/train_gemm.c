@@ -77,8 +77,7 @@ void train_cpu_gemm_one(const struct train_cpu *cpu, int32_t thread, int32_t m, 
         job_block(&j, task, thread);
 }
 
-/* ---- few rows ---------------------------------------------------------------------------------
- */
+/* ---- few rows -------------------------------------------------------------------------------- */
 
 /* Up to here y = x W' is made as (W x')': x is packed, once for all threads, and W is read in the
  * order in which it lies. Packing W, which is read from memory, would take longer than the

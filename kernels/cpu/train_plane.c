@@ -71,8 +71,7 @@ void train_cpu_signs_get(struct train *t, const void *signs, int32_t n, int32_t 
                 tiles[plane_word(r, i, k)] |= 1u << (i % 32);
 }
 
-/* ---- scales ------------------------------------------------------------------------------------
- */
+/* ---- scales ---------------------------------------------------------------------------------- */
 
 /* out [n] = e^p, ones for a vector that is none, all the same for a single scale. */
 static void scales(const struct train_vector *p, int32_t n, float *out) {
@@ -159,8 +158,7 @@ void train_cpu_scales_fit(struct train *t, int32_t n, int32_t k, const float *d,
         p->col.x[i] = log_scale(col[i]);
 }
 
-/* ---- weights -----------------------------------------------------------------------------------
- */
+/* ---- weights --------------------------------------------------------------------------------- */
 
 struct merge_job {
     const struct train_isa *isa;
@@ -219,8 +217,7 @@ void train_cpu_unmerge(struct train *t, const struct train_delta *x, float sign,
     merge(train_cpu(t), x, NULL, sign, d);
 }
 
-/* ---- learning ----------------------------------------------------------------------------------
- */
+/* ---- learning -------------------------------------------------------------------------------- */
 
 static struct adam_step adam_at(struct train_adam a) {
     return (struct adam_step){.rate = a.rate,

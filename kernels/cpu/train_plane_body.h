@@ -26,8 +26,7 @@ static void adam(size_t n, struct adam_step a, const float *grad, float *x, floa
     }
 }
 
-/* ---- sixteen hidden reals (FP16) --------------------------------------------------------------
- */
+/* ---- sixteen hidden reals (FP16) ------------------------------------------------------------- */
 
 INLINE struct lanes next_half(const uint16_t *p, int32_t i, int32_t n) {
     return i + LANES <= n ? lanes_half(p + i) : lanes_half_n(p + i, n - i);
@@ -70,8 +69,7 @@ INLINE struct lanes signed_by(struct lanes a, struct lanes b) {
     return a;
 }
 
-/* ---- one row of a plane ------------------------------------------------------------------------
- */
+/* ---- one row of a plane ---------------------------------------------------------------------- */
 
 static void plane_add(int32_t k, const uint16_t *x, float row, const float *col, float *w) {
     struct lanes r = lanes_set(row);

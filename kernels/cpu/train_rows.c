@@ -7,8 +7,7 @@
 
 enum { ROWS_TASK = 32, ELEMENTS_TASK = 32768, LOSS_TASK = 8, LOSS_TASKS = 512 };
 
-/* ---- embedding ---------------------------------------------------------------------------------
- */
+/* ---- embedding ------------------------------------------------------------------------------- */
 
 void train_cpu_embed(struct train *t, const struct train_batch *b, const struct train_weights *w,
                      float *h) {
@@ -26,8 +25,7 @@ void train_cpu_embed_back(struct train *t, const struct train_batch *b, const fl
                                 dw + (size_t)b->id[r] * (size_t)k);
 }
 
-/* ---- norm --------------------------------------------------------------------------------------
- */
+/* ---- norm ------------------------------------------------------------------------------------ */
 
 struct norm_job {
     const struct train_isa *isa;
@@ -79,8 +77,7 @@ void train_cpu_norm_back(struct train *t, int32_t rows, int32_t dim, const float
         c->isa->axpy((size_t)dim, 1, j.part + (size_t)i * (size_t)dim, dw);
 }
 
-/* ---- rotation and SwiGLU -----------------------------------------------------------------------
- */
+/* ---- rotation and SwiGLU --------------------------------------------------------------------- */
 
 struct rope_job {
     const struct train_batch *b;
@@ -145,8 +142,7 @@ void train_cpu_axpy(struct train *t, size_t n, float scale, const float *y, floa
     train_cpu(t)->isa->axpy(n, scale, y, x);
 }
 
-/* ---- logits ------------------------------------------------------------------------------------
- */
+/* ---- logits ---------------------------------------------------------------------------------- */
 
 struct draw_job {
     const struct train_isa *isa;

@@ -11,8 +11,7 @@
 
 namespace {
 
-/* ---- log-probabilities of the raw distribution ------------------------------------------------
- */
+/* ---- log-probabilities of the raw distribution ----------------------------------------------- */
 
 /* The n_top first places, and log of the sum of e^z. Every warp's largest stands in desk.best: the
  * n-th of those has n places not below it, so nothing below it is among the first n. */
@@ -52,8 +51,7 @@ __device__ __noinline__ double report(const float *z, const struct sample_row &h
     return log_sum;
 }
 
-/* ---- bias, bans, penalties --------------------------------------------------------------------
- */
+/* ---- bias, bans, penalties ------------------------------------------------------------------- */
 
 enum { SEEN = 1 << 24 }; /* in a count of an id: it stands in the history, maybe the prompt's */
 
@@ -104,8 +102,7 @@ __device__ __noinline__ void adjust(float *z, const struct sample_row &how, int3
         penalise(z, how, counts);
 }
 
-/* ---- one row ----------------------------------------------------------------------------------
- */
+/* ---- one row --------------------------------------------------------------------------------- */
 
 /* The token, or -1. top: place of the largest of z. */
 __device__ int choose(const float *z, const struct sample_row &how, uint64_t top, uint64_t *list,
@@ -165,8 +162,7 @@ __global__ void __launch_bounds__(THREADS) sample_kernel(const struct sample_arg
     }
 }
 
-/* ---- packing ----------------------------------------------------------------------------------
- */
+/* ---- packing --------------------------------------------------------------------------------- */
 
 /* Penalties that do nothing need no history. */
 bool penalises(const struct logit_row *r) {

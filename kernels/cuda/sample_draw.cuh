@@ -24,8 +24,7 @@ struct weighing {
     }
 };
 
-/* ---- nothing cut: ids in order ----------------------------------------------------------------
- */
+/* ---- nothing cut: ids in order --------------------------------------------------------------- */
 
 /* Weights of ids i .. i + 3, zeros from `end` on, and their sum. */
 __device__ __forceinline__ double weigh_quad(const struct weighing &weigh, int i, int end,
@@ -98,8 +97,7 @@ __device__ __noinline__ int draw_in_order(const struct weighing &weigh, double u
     return d.id;
 }
 
-/* ---- cut: from the heaviest down --------------------------------------------------------------
- */
+/* ---- cut: from the heaviest down ------------------------------------------------------------- */
 
 /* The candidates up to and including one. */
 struct prefix {

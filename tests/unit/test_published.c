@@ -103,8 +103,7 @@ static void run(struct pair *d, const struct lesson *text, int32_t steps) {
     CHECK_EQ(r.step, steps);
 }
 
-/* ---- the first step ----------------------------------------------------------------------------
- */
+/* ---- the first step -------------------------------------------------------------------------- */
 
 /* The loss's slope in *x, by central differences of the loss on all of the text. */
 static double slope_of(struct pair *d, const struct lesson *text, float *x, float step) {
@@ -205,8 +204,7 @@ TEST(published_first_step_of_faint_planes_goes_against_all_slopes) {
     close_pair(&d);
 }
 
-/* ---- what it gains -----------------------------------------------------------------------------
- */
+/* ---- what it gains --------------------------------------------------------------------------- */
 
 static void check_gain(bool tied, int32_t planes, double most) {
     struct pair d;
@@ -233,8 +231,7 @@ TEST(published_distillation_gains_with_tied_embeddings) {
     check_gain(true, 1, 0.95);
 }
 
-/* ---- text and file -----------------------------------------------------------------------------
- */
+/* ---- text and file --------------------------------------------------------------------------- */
 
 static int by_ids(const void *a, const void *b) {
     return memcmp(*(const int32_t *const *)a, *(const int32_t *const *)b, LENGTH * sizeof(int32_t));

@@ -138,8 +138,7 @@ TEST_LIMIT(resume_takes_nothing_of_other_options_or_from_a_damaged_file, 300) {
     check_same(whole.out, cut.out);
 }
 
-/* ---- a search ---------------------------------------------------------------------------------
- */
+/* ---- a search -------------------------------------------------------------------------------- */
 
 /* Starts a search; what it says goes to `says`. */
 static pid_t start_search(const struct folders *f, const char *says) {
