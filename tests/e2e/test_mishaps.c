@@ -73,19 +73,9 @@ TEST(mishap_output_that_cannot_be_written_is_said_before_the_work) {
 /* Runs with files of at most so many KiB: what is beyond fails like a full disk, or ends the
  * process in the middle of a write. */
 static int run_short(bool dies, int kib, const char *rest) {
-    char self[512], command[2048];
-    ssize_t n = readlink("/proc/self/exe", self, sizeof self - 1);
-    CHECK(n > 0);
-    self[n] = 0;
-    *strrchr(self, '/') = 0;
-    snprintf(command, sizeof command, "sh -c '%s ulimit -f %d; exec %s/bitdelta %s' 2>&1",
-             dies ? "" : "trap \"\" XFSZ;", 2 * kib, self, rest);
-    FILE *f = popen(command, "r");
-    CHECK(f != NULL);
-    size_t got = fread(tool_output, 1, sizeof tool_output - 1, f);
-    tool_output[got] = 0;
-    int status = pclose(f);
-    return WIFEXITED(status) ? WEXITSTATUS(status) : 1000 + WTERMSIG(status);
+    char limit[64];
+    snprintf(limit, sizeof limit, "%s ulimit -f %d; exec", dies ? "" : "trap '' XFSZ;", 2 * kib);
+    return run_tool_after(limit, rest);
 }
 
 TEST(mishap_full_disk_and_death_while_writing_leave_the_old_file) {

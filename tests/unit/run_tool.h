@@ -9,6 +9,8 @@
 /* "compress --base ..." printf style. Returns the exit code; what the tool printed on both streams
  * is in tool_output until the next call. */
 int run_tool(const char *format, ...) __attribute__((format(printf, 1, 2)));
+/* The same, in a shell that does `before` first: "ulimit -f 8; exec". */
+int run_tool_after(const char *before, const char *rest);
 extern char tool_output[1 << 16];
 /* Ends the test unless the code is 0. */
 #define TOOL_OK(...)                                                                               \
