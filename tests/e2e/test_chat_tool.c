@@ -4,6 +4,7 @@
 #include <pty.h>
 #include <signal.h>
 #include <sys/wait.h>
+#include <termios.h>
 #include <unistd.h>
 
 #include "config/clock.h"
@@ -179,6 +180,17 @@ static void expect(struct terminal *t, const char *text) {
     test_fail(__FILE__, __LINE__, "no \"%s\" after: %s", text, t->text + t->from);
 }
 
+/* Ctrl-D at a prompt. It is printed before the terminal leaves lines to the tool, and what comes in
+ * between would be the terminal's own end of file, which is lost then. */
+static void type_end(struct terminal *t) {
+    struct termios mode = {.c_lflag = ICANON};
+    for (int i = 0; i < 5000 && (mode.c_lflag & ICANON); i++) {
+        CHECK_EQ(tcgetattr(t->fd, &mode), 0);
+        usleep(1000);
+    }
+    type(t, "\x04");
+}
+
 static int close_terminal(struct terminal *t) {
     int status = -1;
     for (int64_t until = mono_us() + 5000000; mono_us() < until; usleep(5000)) {
@@ -229,7 +241,7 @@ TEST(chat_tool_interrupt_stops_the_answer_not_the_session) {
     type(&t, "\x1b[A\n"); /* arrow up: the line before */
     expect(&t, "/new");
     expect(&t, "> ");
-    type(&t, "\x04");
+    type_end(&t);
     CHECK_EQ(close_terminal(&t), 0);
     CHECK_EQ(daemon_stop(&d, SIGTERM, 5000), 0);
 }
